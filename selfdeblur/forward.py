@@ -1,0 +1,34 @@
+"""The forward model of shift-invariant blur, y = k ⊗ x (paper, equation 1)."""
+
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+
+
+def blur(x, k):
+    """Valid correlation of x with k by FFT.
+
+    A circular correlation of the size of x differs from the linear one only
+    outside the valid region, so this equals `blur_plain` to rounding, at a
+    cost that does not grow with the kernel.
+
+    Parameters
+    ----------
+    x : tensor (..., H + h - 1, W + w - 1)
+        Sharp image.
+    k : tensor (..., h, w)
+        Blur kernel, in correlation sense (the flip of MATLAB's convolution kernel).
+
+    Returns
+    -------
+    tensor (..., H, W)
+    """
+    size = [next_fast_len(n, real=True) for n in x.shape[-2:]]
+    spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(k, s=size).conj()
+    full = torch.fft.irfft2(spectrum, s=size)
+    return full[..., : x.shape[-2] - k.shape[-2] + 1, : x.shape[-1] - k.shape[-1] + 1]
+
+
+def blur_plain(x, k):
+    """Valid correlation of x (1, 1, H + h - 1, W + w - 1) with k (1, 1, h, w) as one convolution layer."""
+    return F.conv2d(x, k)
