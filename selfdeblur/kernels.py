@@ -1,0 +1,70 @@
+"""Blur kernels: arrays (h, w), non-negative, sum 1, in the correlation sense.
+
+The blurry image is ``y[i, j] = sum_{a, b} k[a, b] x[i + a, j + b]``, the valid
+correlation of the sharp image with the kernel. MATLAB's ``conv2`` and
+`scipy.signal.convolve` expect the same kernel turned by 180 degrees.
+"""
+
+import numpy as np
+
+
+def camera_shake_kernel(size, *, rng):
+    """Draw a random camera-shake kernel: the path of a hand that can't hold still.
+
+    The path is a random walk of the velocity with friction and a pull back to
+    the start, drawn with sub-pixel precision: a point of the path is shared
+    among the four pixels around it, so slow parts come out bright. The path is
+    scaled and centred so that its bounding box leaves about one pixel free at
+    each side of the longer axis.
+
+    Parameters
+    ----------
+    size : int or (int, int)
+        Size (h, w) of the kernel, odd, at least 3.
+    rng : numpy.random.Generator or int
+        Where the random numbers come from; an int seeds a new PCG64. Only
+        ``rng.random`` is called and only sums and products follow, so a seed
+        gives the same kernel on every machine.
+
+    Returns
+    -------
+    ndarray of float64
+        (h, w), non-negative, sum 1.
+
+    Raises
+    ------
+    ValueError
+        If a size is even or below 3.
+
+    Examples
+    --------
+    >>> k = camera_shake_kernel(15, rng=0)
+    >>> k.shape, round(k.sum(), 12), bool(k.min() >= 0)
+    ((15, 15), 1.0, True)
+    """
+    h, w = (size, size) if np.ndim(size) == 0 else size
+    if min(h, w) < 3 or h % 2 == 0 or w % 2 == 0:
+        raise ValueError(f"kernel size must be odd and at least 3, got {h} x {w}")
+    if not isinstance(rng, np.random.Generator):
+        rng = np.random.Generator(np.random.PCG64(rng))
+    points = 2048
+    push = rng.random((points, 2)) - 0.5
+    path = np.empty((points, 2))
+    position, velocity = np.zeros(2), 20 * (rng.random(2) - 0.5)
+    for i in range(points):
+        velocity = 0.998 * velocity + push[i] - 1e-5 * position
+        position = position + velocity
+        path[i] = position
+    path -= (path.max(0) + path.min(0)) / 2
+    room = np.array([h - 3, w - 3]) / 2
+    path *= (room / np.maximum(path.max(0), 1e-12)).min()
+    path += np.array([h - 1, w - 1]) / 2
+
+    kernel = np.zeros((h, w))
+    corner = np.floor(path).astype(int)
+    part = path - corner
+    for dr in (0, 1):
+        for dc in (0, 1):
+            weight = np.abs(1 - dr - part[:, 0]) * np.abs(1 - dc - part[:, 1])
+            np.add.at(kernel, (corner[:, 0] + dr, corner[:, 1] + dc), weight)
+    return kernel / kernel.sum()
