@@ -1,0 +1,17 @@
+"""Score results on the Levin images: python statistic/statistic_levin.py --results results/... (see --help)."""
+
+import sys
+from pathlib import Path
+
+
+def main():
+    """Run the command line and return its exit status."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from selfdeblur.benchmarks import LEVIN
+    from selfdeblur.scoring import command_line
+
+    return command_line(LEVIN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
