@@ -8,9 +8,10 @@ import io
 import json
 import os
 import re
+import shutil
+import ssl
 import stat
 import subprocess
-import sys
 import threading
 import warnings
 import zipfile
@@ -408,6 +409,39 @@ def test_name_taken_by_a_folder(server, tmp_path):
         fetch.fetch("levin", folder=tmp_path / "data")
 
 
+@pytest.fixture
+def tls_server(server, tmp_path, monkeypatch):
+    """The server behind TLS, and its certificate, which nobody trusts so far."""
+    if not shutil.which("openssl"):
+        pytest.skip("NOT CHECKED: openssl is not installed, so there is no certificate to test HTTPS with")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    )
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    monkeypatch.setenv("SELFDEBLUR_FETCH_URL", f"https://localhost:{server.http.server_port}")
+    for variable in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(server.http, "handle_error", lambda *args: None)
+    return certificate
+
+
+def test_https(tls_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_server))
+    fetch.fetch("levin", folder=tmp_path / "data")
+    assert files_in(tmp_path / "data/levin") == FILES
+
+
+def test_https_with_a_certificate_of_nobody(tls_server, tmp_path):
+    with pytest.raises(UserError, match="CERTIFICATE_VERIFY_FAILED") as error:
+        fetch.fetch("levin", folder=tmp_path / "data")
+    one_line(error)
+    assert not (tmp_path / "data").exists()
+
+
 # A folder
 
 
@@ -669,8 +703,3 @@ def test_real_files_from_a_zip(tmp_path):
             archive.write(path, f"some/where/{i}.png")
     assert fetch.fetch("levin", folder=tmp_path / "data", source=tmp_path / "levin.zip")["fetched"] == 76
     assert fetch.fetch("levin", folder=tmp_path / "data")["present"] == 76
-
-
-def test_import_needs_no_torch():
-    code = "import sys; import selfdeblur.fetch; assert 'torch' not in sys.modules and 'cv2' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
