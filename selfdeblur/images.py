@@ -1,5 +1,13 @@
 """Image files to arrays and back; no other module reads or writes images."""
 
+import contextlib
+import fnmatch
+import os
+import re
+import stat
+import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import cv2
@@ -7,15 +15,31 @@ import numpy as np
 
 from selfdeblur.errors import UserError
 from selfdeblur.files import write_bytes
+from selfdeblur.headers import MAX_PIXELS, HeaderError, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".webp")
 
+# Three channels of double precision, the largest that a picture can be without compression.
+_MAX_BYTES = 24 * MAX_PIXELS
+# Orientation of EXIF -> how the stored array is brought upright.
+_UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
 
 def read_image(path):
-    """Read an image file.
+    """Read an image file: PNG, JPEG, TIFF, BMP, PGM, PPM or WebP, told apart by content.
 
     Alpha is dropped, palettes are expanded and the orientation noted in EXIF
-    is applied. Integers are divided by the largest value of their type.
+    is applied. Integers are divided by the largest value of their type (of the
+    file in PGM and PPM); floating-point numbers are taken as they are.
 
     Parameters
     ----------
@@ -29,27 +53,97 @@ def read_image(path):
     Raises
     ------
     UserError
-        If the file is missing, unreadable or not an image.
+        If the file is missing, unreadable, cut off, damaged, no image, more
+        than one image (an animation, pages), larger than 2**26 pixels, or
+        holds values that are not finite or not in 0 to 1.
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        array = _decode(_read(path))
+    except HeaderError as error:
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        array = None
-    if array is None:
-        raise UserError(f"{path}: not a readable image (empty, truncated or of an unknown format)")
-    if np.issubdtype(array.dtype, np.integer):
-        array = array / np.iinfo(array.dtype).max
-    array = np.asarray(array, dtype=np.float64)
-    if not np.isfinite(array).all():
-        raise UserError(f"{path}: holds values that are not finite")
-    if array.ndim == 3:
-        array = array[:, :, 0] if array.shape[2] == 1 else array[:, :, ::-1]
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: the memory does not suffice for this image") from error
     return np.ascontiguousarray(array)
+
+
+def _read(path):
+    with open(path, "rb", opener=open_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise HeaderError("is not a plain file")
+        if status.st_size > _MAX_BYTES:
+            raise HeaderError(f"{status.st_size} bytes are too many for an image")
+        return file.read(_MAX_BYTES)
+
+
+def open_without_waiting(path, flags):
+    """Opener for `open`: opening a pipe does not wait for somebody to write to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _decode(content):
+    header = read_header(content)
+    array = header.array
+    if array is None:
+        flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+        with _captured_stderr() as complaints:
+            try:
+                array = cv2.imdecode(np.frombuffer(header.content, np.uint8), flags)
+            except cv2.error:
+                array = None
+        if array is None or array.shape[:2] != (header.height, header.width) or _damaged(complaints[0]):
+            raise HeaderError("the image in it is damaged or of a kind that is not read")
+        if array.ndim == 3:
+            array = array[:, :, 0] if header.grey or array.shape[2] < 3 else array[:, :, 2::-1]
+        if np.issubdtype(array.dtype, np.integer):
+            array = array / np.iinfo(array.dtype).max
+        array = array.astype(np.float64, copy=False)
+        if not np.isfinite(array).all():
+            raise HeaderError("holds values that are not finite")
+        low, high = array.min(), array.max()
+        if low < 0 or high > 1:
+            raise HeaderError(f"holds values from {low:.6g} to {high:.6g}; scale them to 0 to 1")
+    return _UPRIGHT[header.orientation](array)
+
+
+_stderr_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _captured_stderr():
+    """Keep what the decoders' C code writes to the terminal, in a list of one string.
+
+    They have no other way to say that a JPEG or TIFF was damaged half way and
+    the rest of the picture is made up.
+    """
+    complaints = [""]
+    with _stderr_lock, contextlib.ExitStack() as stack:
+        try:
+            saved = os.dup(2)
+        except OSError:  # no standard error at all, as in a program without a terminal
+            yield complaints
+            return
+        stack.callback(os.close, saved)
+        file = stack.enter_context(tempfile.TemporaryFile())
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.flush()
+        os.dup2(file.fileno(), 2)
+        try:
+            yield complaints
+        finally:
+            os.dup2(saved, 2)
+            file.seek(0)
+            complaints[0] = file.read(1 << 16).decode(errors="replace")
+
+
+def _damaged(complaints):
+    # A few bytes of padding at the end are what some cameras write.
+    rest = re.sub(r"Corrupt JPEG data: (?:\d|[12]\d|3[0-2]) extraneous bytes before marker 0xd9", "", complaints)
+    return re.search(r"error|corrupt|premature|discarding", rest, re.IGNORECASE) is not None
 
 
 def write_image(path, array):
@@ -61,13 +155,25 @@ def write_image(path, array):
         The suffix gives the format.
     array : ndarray
         (H, W) or (H, W, 3) red, green, blue; range 0 to 1, clipped.
+
+    Raises
+    ------
+    UserError
+        If no format has this suffix or the file cannot be written.
+    ValueError
+        If the array has values that are not finite.
     """
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path}: the image has values that are not finite")
     array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
     if array.ndim == 3:
         array = array[:, :, ::-1]
-    ok, content = cv2.imencode(Path(path).suffix, array)
+    suffix = Path(path).suffix.lower()
+    ok = suffix in SUFFIXES
+    if ok:
+        ok, content = cv2.imencode(suffix, array)
     if not ok:
-        raise UserError(f"{path}: no image format is known by this suffix")
+        raise UserError(f"{path}: no image format is known by this suffix; take one of {', '.join(SUFFIXES)}")
     write_bytes(path, content.tobytes())
 
 
@@ -82,13 +188,18 @@ def find_images(folder, pattern="*"):
     Raises
     ------
     UserError
-        If the folder does not exist or no image in it matches.
+        If the folder does not exist, cannot be read, or no image in it matches.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    images = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()]
-    found = [p for p in images if p.match(pattern) or Path(p.stem).match(pattern)]
+    try:
+        files = sorted(folder.iterdir())
+        # Hidden files are left out: some systems put a "._NAME.png" that is no image beside each NAME.png.
+        images = [p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
+    found = [p for p in images if fnmatch.fnmatch(p.name, pattern) or fnmatch.fnmatch(p.stem, pattern)]
     if not found:
         which = f"matches {pattern!r}" if images else f"has one of the suffixes {', '.join(SUFFIXES)}"
         raise UserError(f"{folder}: no image in it {which}")
