@@ -53,7 +53,7 @@ class _Scale(nn.Module):
         self.non_local = NonLocal(width) if non_local else nn.Identity()
         self.refine = _ConvNormAct(width, width, 3)
         self.skip = _ConvNormAct(in_channels, skip_channels, 1)
-        self.merge_norm = nn.BatchNorm2d(skip_channels + below)
+        self.merge_norm = _norm(skip_channels + below)
         self.merge = _ConvNormAct(skip_channels + below, width, 3)
         self.mix = _ConvNormAct(width, width, 1)
 
@@ -72,7 +72,7 @@ class _ConvNormAct(nn.Sequential):
     def __init__(self, in_channels, out_channels, size, stride=1):
         super().__init__(
             nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, padding_mode="reflect"),
-            nn.BatchNorm2d(out_channels),
+            _norm(out_channels),
             nn.LeakyReLU(0.2),
         )
 
@@ -92,7 +92,7 @@ class NonLocal(nn.Module):
         self.phi = nn.Conv2d(channels, inner, 1)
         self.g = nn.Conv2d(channels, inner, 1)
         self.out = nn.Conv2d(inner, channels, 1)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = _norm(channels)
         nn.init.zeros_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)
 
@@ -103,6 +103,11 @@ class NonLocal(nn.Module):
         attention = theta.transpose(1, 2) @ phi / phi.shape[2]
         y = (attention @ g.transpose(1, 2)).transpose(1, 2)
         return x + self.norm(self.out(y.reshape(1, -1, *x.shape[2:])))
+
+
+def _norm(channels):
+    # The generator is fitted to one image and always normalised by that image's own statistics.
+    return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
 def _centre_crop(tensors):

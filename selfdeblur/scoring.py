@@ -19,7 +19,7 @@ from selfdeblur import metrics
 from selfdeblur.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
 from selfdeblur.images import SUFFIXES, read_image, write_image
-from selfdeblur.tables import SCORES, add_to_record, write_csv
+from selfdeblur.tables import SCORES, add_to_record, groups_of, write_csv
 
 BENCHMARKS = {b.name: b for b in (LEVIN, LAI)}
 
@@ -256,10 +256,10 @@ def averages(rows, benchmark=None):
     total = max(benchmark.images, len(rows)) if benchmark else len(rows)
     groups = [("all", rows, total)]
     if benchmark is not None:
-        for keys in ([_category(r["truth"]) for r in rows], [r["kernel"] for r in rows]):
-            for key in sorted({k for k in keys if k}, key=_natural):
-                members = [r for r, k in zip(rows, keys, strict=True) if k == key]
-                groups.append((key, members, len(members)))
+        belongs = [groups_of(benchmark, r["image"]) for r in rows]
+        sizes = {key: size for keys in belongs for key, size in keys.items()}
+        for key in sorted(sizes, key=lambda k: (k.startswith("kernel"), _natural(k))):
+            groups.append((key, [r for r, keys in zip(rows, belongs, strict=True) if key in keys], sizes[key]))
     return [_average(*group) for group in groups]
 
 
@@ -408,7 +408,7 @@ class _Truths:
             blurry = _image(self.blurry, name) if self.blurry else None
             if path is None or blurry is None:
                 return None
-            image, truth = _comparable(read_image(blurry), self.truth(name))
+            image, truth = _comparable(_of_size(blurry, self.truth(name), "no kernel similarity"), self.truth(name))
             stored = read_image(path)
             if stored.ndim != 2 or not stored.sum() > 0:
                 raise UserError(f"{path}: not a kernel (a grey image that is not black all over)")
@@ -431,7 +431,7 @@ def _or_note(notes, function, *args):
     """What ``function`` returns; its complaint goes to ``notes`` instead, because the scores stand without it."""
     try:
         return function(*args)
-    except UserError as error:
+    except ValueError as error:
         notes.append(str(error))
         return None
 
@@ -440,10 +440,15 @@ def _reference(folder, name, truth):
     path = folder and (_image(folder, f"{name}_x") or _image(folder, name))
     if not path:
         return None
+    return _of_size(path, truth, "no error ratio")
+
+
+def _of_size(path, truth, without):
+    """The image, unless its size is another than that of the sharp image."""
     image = read_image(path)
     if image.shape[:2] != truth.shape[:2]:
         sizes = " against ".join(f"{a.shape[1]} x {a.shape[0]}" for a in (image, truth))
-        raise UserError(f"{path}: the sizes differ, {sizes} of the sharp image; no error ratio")
+        raise UserError(f"{path}: the sizes differ, {sizes} of the sharp image; {without}")
     return image
 
 
@@ -488,11 +493,6 @@ def _average(group, rows, total):
         values = np.array([r[column] for r in scored if r[column] is not None])
         mean[key] = {limit: float(np.mean(values <= limit)) for limit in SUCCESS} if values.size else {}
     return mean
-
-
-def _category(truth):
-    """Lai's category (people of people_02); Levin's image as it is."""
-    return truth.split("_")[0] if truth else None
 
 
 def _folder(path, option):

@@ -166,6 +166,22 @@ def markdown(benchmark, folder, *, groups=False):
     return "\n".join(lines)
 
 
+def groups_of(benchmark, name):
+    """The groups that figures are given for and that image ``name`` belongs to.
+
+    Returns
+    -------
+    dict of str to int
+        How many images a group has by its name: the sharp image (Levin) or
+        the category (Lai), and the kernel.
+    """
+    truth, kernel = benchmark.truth_name(name), benchmark.kernel_name(name)
+    kernels = len(benchmark.kernel_sizes)
+    if benchmark is LEVIN:
+        return {truth: kernels, kernel: benchmark.images // kernels}
+    return {truth.split("_")[0]: benchmark.images // 5, kernel: benchmark.images // kernels}
+
+
 def _runs(rows):
     """Rows of one method, preset and seed together, in the order of the file."""
     runs = {}
@@ -175,18 +191,18 @@ def _runs(rows):
 
 
 def _groups(benchmark, runs, published):
-    def names(row):
-        truth, kernel = benchmark.truth_name(row["image"]), benchmark.kernel_name(row["image"])
-        return (truth, kernel) if benchmark is LEVIN else (truth.split("_")[0],)
-
-    heads = sorted({name for rows in runs for row in rows for name in names(row)})
+    sizes = {}
+    for row in (row for rows in runs for row in rows):
+        sizes |= groups_of(benchmark, row["image"])
+    if benchmark is LAI:
+        sizes = {name: size for name, size in sizes.items() if not name.startswith("kernel")}
+    heads = sorted(sizes)
     lines = [_line(["method", *heads]), _line(["---", *["---:"] * len(heads)])]
     for rows in runs:
         cells = []
         for head in heads:
-            members = [row for row in rows if head in names(row)]
-            per_group = benchmark.images // sum((h[:2] == head[:2]) for h in heads)
-            part = f" ({len(members)} of {per_group})" if len(members) < per_group else ""
+            members = [row for row in rows if head in groups_of(benchmark, row["image"])]
+            part = f" ({len(members)} of {sizes[head]})" if len(members) < sizes[head] else ""
             scores = [_mean(members, c)[0] for c in ("psnr", "ssim")]
             cells.append(f"{scores[0]:.2f} / {scores[1]:.3f}{part}" if members else "–")
         lines.append(_line([_title(rows[0]), *cells]))

@@ -1,0 +1,151 @@
+"""The command line of the benchmark scripts: a folder of blurry images in, a folder of results out."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from selfdeblur.api import check_kernel_size, choose_device
+from selfdeblur.errors import UserError
+from selfdeblur.images import find_images
+from selfdeblur.kernels import read_kernel
+from selfdeblur.models import reproduce_files
+from selfdeblur.results import ResultFolder
+from selfdeblur.runner import Job, StoppedError, deblur_files
+from selfdeblur.settings import PRESETS, make_settings
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes --num-iter for --num_iter and whose errors are a `UserError`."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_underscored(arg) for arg in args], namespace)
+
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+
+def _underscored(arg):
+    name, equals, value = arg.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg
+
+
+def guarded(main):
+    """Return the exit status of ``main()``; a `UserError` becomes one line on standard error and status 2."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StoppedError as stopped:
+        print(f"stopped by {stopped}; the same command goes on from the checkpoint", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        return 130
+
+
+def benchmark_main(benchmark, argv=None):
+    """Entry of ``selfdeblur_levin.py`` and ``selfdeblur_lai.py``; returns the exit status."""
+    return guarded(lambda: _benchmark_main(benchmark, argv))
+
+
+def _benchmark_main(benchmark, argv):
+    args = _parser(benchmark).parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.data_path == benchmark.blurry and not args.data_path.is_dir():
+        raise UserError(
+            f"{args.data_path}: no such folder; get the benchmark by 'python -m selfdeblur fetch {benchmark.name}', "
+            "or give --data_path"
+        )
+    shard, shards = args.shard
+    paths = find_images(args.data_path, args.images)[shard - 1 :: shards]
+    device = choose_device(args.device)
+    if args.reproduce:
+        given = check_kernel_size(args.kernel_size) if args.kernel_size else None
+        return reproduce_files(paths, args.save_path, kernel_size=lambda name: given or benchmark.kernel_size(name))
+    jobs = _jobs(args, benchmark, paths)
+    folder = ResultFolder(
+        args.save_path, jobs[0].settings.as_dict(), images=[job.name for job in jobs], overwrite=args.overwrite
+    )
+    counts, failures = deblur_files(
+        jobs, folder, device=device, save_frequency=args.save_frequency, checkpoint_every=args.checkpoint_every
+    )
+    done = ", ".join([f"{n} {what}" for what, n in counts.items() if n] + [f"{len(failures)} failed"] * bool(failures))
+    print(f"{len(jobs)} of {args.data_path}: {done}; see {args.save_path}")
+    return 2 if failures else 0
+
+
+def _jobs(args, benchmark, paths):
+    changes = {name: getattr(args, name) for name in ("mse_steps", "tv_weight") if getattr(args, name) is not None}
+    if args.noise_sigma is not None:
+        # The paper's rule for noisy images, lambda = 0.1 sigma.
+        changes.setdefault("tv_weight", 0.1 * args.noise_sigma)
+    preset = args.preset or ("nonblind" if args.kernel else "release")
+    if preset == "release":
+        changes.setdefault("mse_steps", benchmark.mse_steps)
+    settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, **changes)
+    if (args.kernel is None) == (preset == "nonblind"):
+        raise UserError("--kernel and --preset nonblind go together")
+    kernel = read_kernel(args.kernel) if args.kernel else None
+    given = check_kernel_size(args.kernel_size) if args.kernel_size else None
+    if kernel is not None and given not in (None, kernel.shape):
+        raise UserError(f"--kernel_size: {given[0]} x {given[1]}, but {args.kernel} holds {kernel.shape} numbers")
+    jobs = []
+    for path in paths:
+        size = kernel.shape if kernel is not None else given or benchmark.kernel_size(path.stem)
+        jobs.append(Job(path, size, settings, kernel=kernel, kernel_file=args.kernel))
+    return jobs
+
+
+def _parser(benchmark):
+    presets = "; ".join(f"{name}: {text}" for name, (text, _) in PRESETS.items())
+    parser = Parser(
+        description=f"Deblur the images of the {benchmark.name} benchmark, or of any folder, with SelfDeblur.",
+        epilog=f"Presets. {presets}.",
+    )
+    add = parser.add_argument
+    add("--data_path", type=Path, default=benchmark.blurry, help="folder of blurry images")
+    add("--save_path", type=Path, default=benchmark.results, help="folder of results")
+    add("--images", metavar="PATTERN", default="*", help="only images whose name matches, say 'im1_*'")
+    add("--preset", choices=PRESETS, help="see below; by default release, or nonblind with --kernel")
+    add("--num_iter", type=_whole, help="steps of the optimiser; by default those of the preset")
+    add("--kernel_size", type=int, nargs="+", metavar="N", help="height and width, or one number for both; odd")
+    add("--kernel", type=Path, metavar="FILE", help="known kernel (image or .npy), in correlation sense")
+    add("--mse_steps", type=_whole, help="steps with the mean squared error before 1 - SSIM")
+    add("--tv_weight", type=float, help="weight of the total variation")
+    add("--noise_sigma", type=float, help="noise level in 0 to 1; sets --tv_weight to 0.1 times it")
+    add("--seed", type=_whole, default=0, help="seed of all random numbers")
+    add("--device", default="auto", help="cuda, cuda:1, cpu; auto takes CUDA where there is one")
+    add("--threads", type=_whole, help="CPU threads; by default all cores")
+    add("--save_frequency", type=_whole, default=100, help="steps between intermediate results; 0 for none")
+    add("--checkpoint_every", type=_whole, default=0, help="steps between checkpoints; 0 for one a minute")
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N equal parts of the images")
+    add("--overwrite", action="store_true", help="run images again that are finished")
+    add("--reproduce", action="store_true", help="render images and kernels from the models in --save_path")
+    return parser
+
+
+def _whole(text):
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _shard(text):
+    part, _, parts = text.partition("/")
+    part, parts = int(part), int(parts)
+    if not 1 <= part <= parts:
+        raise ValueError
+    return part, parts
+
+
+_whole.__name__ = "number of at least 0"
+_shard.__name__ = "part I/N"

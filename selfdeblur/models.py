@@ -1,0 +1,154 @@
+"""Images and kernels from the networks that an earlier run has left."""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from networks import KernelGenerator, SkipGenerator
+from selfdeblur.api import check_image
+from selfdeblur.colour import with_luminance
+from selfdeblur.errors import UserError
+from selfdeblur.images import read_image, write_image
+from selfdeblur.results import read_json, read_torch
+from selfdeblur.solver import Z_CHANNELS, centre, draw_z_k, draw_z_x
+
+
+class KernelModel:
+    """A fitted kernel generator, see `load_model`.
+
+    Attributes
+    ----------
+    kernel : ndarray of float32
+        Blur kernel (h, w), sum 1, in correlation sense.
+    """
+
+    def __init__(self, path, state, kernel_size, seed):
+        self.kernel_size = kernel_size
+        self._net = _filled(KernelGenerator(kernel_size), path, state)
+        self._seed = seed
+
+    @property
+    @torch.no_grad()
+    def kernel(self):
+        return self._net(draw_z_k(seed=self._seed))[0, 0].numpy()
+
+
+class ImageModel:
+    """A fitted image generator, see `load_model`.
+
+    Attributes
+    ----------
+    image : ndarray of float32
+        Luminance of the sharp image (H, W), range 0 to 1.
+    """
+
+    def __init__(self, path, state, image_size, kernel_size, seed):
+        self.image_size, self.kernel_size = image_size, kernel_size
+        self._path, self._seed = path, seed
+        self._net = _filled(SkipGenerator(Z_CHANNELS), path, state)
+
+    @property
+    @torch.no_grad()
+    def image(self):
+        if self.image_size is None or self.kernel_size is None:
+            raise UserError(f"{self._path}: the sizes of image and kernel are not known; give both to load_model")
+        z_x = draw_z_x(self.image_size, self.kernel_size, seed=self._seed)
+        return centre(self._net(z_x), self.kernel_size)[0, 0].numpy()
+
+
+def load_model(path, *, image_size=None, kernel_size=None, seed=None):
+    """Read a network that a run has left; nothing in the file is executed.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``NAME_xnet.pth`` or ``NAME_knet.pth``.
+    image_size, kernel_size : (int, int), optional
+        (H, W) of the blurry image and (h, w) of the kernel. By default from
+        the run's record ``NAME.json``; a kernel without a record is square.
+    seed : int, optional
+        Seed of the run; by default from its record, else 0.
+
+    Returns
+    -------
+    ImageModel or KernelModel
+        With ``.image`` or ``.kernel``.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged or no such network.
+    """
+    path = Path(path)
+    state = read_torch(path)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: not the state of a network")
+    record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + ".json")) or {}
+    kernel_size = kernel_size or record.get("kernel_size")
+    image_size = image_size or record.get("image_size")
+    seed = record.get("settings", {}).get("seed", 0) if seed is None else seed
+    last = state.get("layers.2.bias")
+    if last is None:
+        return ImageModel(path, state, image_size, kernel_size, seed)
+    if kernel_size is None:
+        kernel_size = (math.isqrt(last.numel()),) * 2
+    return KernelModel(path, state, tuple(kernel_size), seed)
+
+
+def reproduce_files(paths, folder, *, kernel_size):
+    """Render the image and the kernel of each blurry image from the models in ``folder``.
+
+    Parameters
+    ----------
+    paths : list of Path
+        Blurry images; they give the names, the sizes and the chroma.
+    folder : Path
+        Holds ``NAME_xnet.pth`` and ``NAME_knet.pth``, and gets ``NAME_x.png`` and ``NAME_k.png``.
+    kernel_size : callable
+        Gives (h, w) for a name, where neither the record nor the kernel's model tells.
+
+    Returns
+    -------
+    int
+        Exit status: 2 where an image had no model or one that is not usable, else 0.
+    """
+    status = 0
+    for path in paths:
+        try:
+            written = _reproduce_file(path, Path(folder), kernel_size)
+            print(f"{path.stem}: wrote {', '.join(p.name for p in written)}")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+    return status
+
+
+def _reproduce_file(path, folder, kernel_size):
+    name = path.stem
+    image_file, kernel_file = folder / f"{name}_xnet.pth", folder / f"{name}_knet.pth"
+    if not image_file.exists() and not kernel_file.exists():
+        raise UserError(f"{image_file}: no such model; {folder} has none for {name}")
+    written, size = [], None
+    if kernel_file.exists():
+        model = load_model(kernel_file)
+        size = model.kernel_size
+        kernel = model.kernel
+        written.append(folder / f"{name}_k.png")
+        write_image(written[-1], kernel / kernel.max())
+    if image_file.exists():
+        y = check_image(read_image(path))
+        recorded = (read_json(folder / f"{name}.json") or {}).get("kernel_size")
+        model = load_model(image_file, image_size=y.shape[:2], kernel_size=size or recorded or kernel_size(name))
+        written.append(folder / f"{name}_x.png")
+        write_image(written[-1], with_luminance(y, model.image))
+    return written
+
+
+def _filled(net, path, state):
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: the network in it is of another shape") from error
+    return net

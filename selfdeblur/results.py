@@ -1,0 +1,240 @@
+"""A folder of results: what is finished, what goes on from a checkpoint, what must not be mixed.
+
+For an image NAME the folder holds ``NAME_x.png``, ``NAME_k.png`` (divided by
+its maximum), the networks' state dicts ``NAME_xnet.pth`` and ``NAME_knet.pth``,
+the loss of each step in ``NAME_history.csv`` and the record of the run in
+``NAME.json``, which is written last: where it says ``finished``, all the others
+are whole. ``config.json`` holds the settings that all images of the folder
+share, ``failures.csv`` the images that could not be done.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import torch
+
+from selfdeblur.errors import UserError
+from selfdeblur.files import replacing, write_text
+from selfdeblur.images import write_image
+
+try:
+    import fcntl
+except ImportError:  # not on Windows; there two processes must not share a folder
+    fcntl = None
+
+
+class ResultFolder:
+    """The results of one set of images with one set of settings.
+
+    Parameters
+    ----------
+    path : str or Path
+        Made where it does not exist.
+    shared : dict
+        Settings that all images share; JSON values.
+    images : collection of str
+        Names of the images to be run now.
+    overwrite : bool
+        Replace results of the same images.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written, or holds results of other settings:
+        results of two kinds never mix in one folder.
+    """
+
+    def __init__(self, path, shared, *, images, overwrite=False):
+        self.path, self.overwrite = Path(path), overwrite
+        config = self.path / "config.json"
+        earlier = read_json(config)
+        kept = {p.stem for p in self.path.glob("*.json")} - {"config"} - (set(images) if overwrite else set())
+        if earlier is not None and earlier.get("settings") != shared and kept:
+            raise UserError(
+                f"{self.path}: holds results of other settings ({_differences(earlier.get('settings'), shared)}); "
+                "choose another --save_path" + ("" if overwrite else " or --overwrite")
+            )
+        if earlier is None or earlier.get("settings") != shared:
+            write_text(config, json.dumps({"settings": shared}, indent=2) + "\n")
+        else:
+            with replacing(config) as file:  # shows before the first step whether the folder can be written
+                file.write(config.read_bytes())
+
+    def file(self, name, suffix):
+        """Path of a file of image ``name``."""
+        return self.path / f"{name}{suffix}"
+
+    @contextlib.contextmanager
+    def lock(self, name):
+        """Hold image ``name`` against other processes; yields False where another one holds it.
+
+        The lock is the kernel's and goes with the process that holds it.
+        """
+        if fcntl is None:
+            yield True
+            return
+        path = self.file(f".{name}", ".lock")
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def finished(self, name, identity):
+        """Whether image ``name`` is finished for ``identity`` (settings, kernel size, files' hashes).
+
+        Raises
+        ------
+        UserError
+            If it was made from another image or with other settings.
+        """
+        record = read_json(self.file(name, ".json"))
+        if record is None or self.overwrite:
+            return False
+        if record.get("identity") != identity:
+            raise UserError(
+                f"{self.file(name, '.json')}: this result was made otherwise "
+                f"({_differences(record.get('identity'), identity)}); choose another --save_path or --overwrite"
+            )
+        return record.get("finished") is True
+
+    def save(self, name, record, run, image, kernel):
+        """Write the image, the kernel, the networks, the history and, last, the record of image ``name``."""
+        write_image(self.file(name, "_x.png"), image)
+        write_image(self.file(name, "_k.png"), kernel / kernel.max())
+        write_torch(self.file(name, "_xnet.pth"), run.G_x.state_dict())
+        if run.kernel is None:
+            write_torch(self.file(name, "_knet.pth"), run.G_k.state_dict())
+        history = io.StringIO()
+        writer = csv.writer(history, lineterminator="\n")
+        writer.writerow(["step", "objective", "loss"])
+        for step, loss in enumerate(run.losses[: run.steps_done].tolist()):
+            writer.writerow([step + 1, run.data_term(step), repr(loss)])
+        write_text(self.file(name, "_history.csv"), history.getvalue())
+        write_text(self.file(name, ".json"), json.dumps(record, indent=2) + "\n")
+
+    def save_checkpoint(self, name, identity, seconds, run):
+        """Write all that is needed to go on with image ``name``."""
+        state = {"identity": identity, "seconds": seconds, "run": run.state_dict()}
+        write_torch(self.file(name, "_checkpoint.pth"), state)
+
+    def load_checkpoint(self, name, identity, run):
+        """Put ``run`` where the checkpoint of image ``name`` left it; returns the seconds it had taken.
+
+        Without a checkpoint, and with ``overwrite``, nothing is changed and 0 returned.
+
+        Raises
+        ------
+        UserError
+            If the checkpoint is damaged or belongs to other settings.
+        """
+        path = self.file(name, "_checkpoint.pth")
+        if self.overwrite or not path.exists():
+            return 0.0
+        state = read_torch(path)
+        if not isinstance(state, dict) or state.get("identity") != identity:
+            found = state.get("identity") if isinstance(state, dict) else None
+            raise UserError(
+                f"{path}: this checkpoint was made otherwise ({_differences(found, identity)}); "
+                "choose another --save_path or --overwrite"
+            )
+        try:
+            run.load_state_dict(state["run"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: not a checkpoint of this run; remove it or use --overwrite") from error
+        return state["seconds"]
+
+    def remove_checkpoint(self, name):
+        self.file(name, "_checkpoint.pth").unlink(missing_ok=True)
+
+    def record_failures(self, failures):
+        """Write ``failures.csv`` with a row (image, reason) for each, or remove it where there are none."""
+        path = self.path / "failures.csv"
+        if not failures:
+            path.unlink(missing_ok=True)
+            return
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerow(["image", "reason"])
+        writer.writerows(failures.items())
+        write_text(path, rows.getvalue())
+
+
+def file_hash(path):
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def read_json(path):
+    """The dictionary in a JSON file, or None where there is no such file.
+
+    Raises
+    ------
+    UserError
+        If the file holds anything else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file; remove it ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object; remove it")
+    return content
+
+
+def write_torch(path, content):
+    """Write tensors, and dictionaries and lists of them, with `torch.save`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def read_torch(path):
+    """Read a file of `write_torch`; nothing in it is executed.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or holds more than tensors and plain values.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, Warning, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: damaged, or not a file of plain tensors; remove it") from error
+
+
+def _differences(found, wanted):
+    """What differs between two dictionaries, as 'name 1 there, 2 now'."""
+    found = found if isinstance(found, dict) else {}
+    parts = []
+    for key in wanted:
+        if isinstance(wanted[key], dict) and isinstance(found.get(key), dict):
+            if inner := _differences(found[key], wanted[key]):
+                parts.append(inner)
+        elif found.get(key) != wanted[key]:
+            parts.append(f"{key} {_short(found.get(key))} there, {_short(wanted[key])} now")
+    return ", ".join(parts)
+
+
+def _short(value):
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
