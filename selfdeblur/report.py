@@ -539,12 +539,13 @@ def _folders(benchmark, records, data_path, ground_truth, true_kernel):
     compared with the benchmark's own images of the same names.
     """
     recorded = {str(Path(r["blurry"]).parent) for r in records.values() if isinstance(r.get("blurry"), str)}
-    recorded = [path for path in sorted(recorded) if Path(path).is_dir()]
+    there = [path for path in sorted(recorded) if Path(path).is_dir()]
     blurry = Path(data_path) if data_path else None
-    if blurry is None and len(recorded) == 1:
-        blurry = Path(recorded[0])
-    if blurry is None and not recorded and benchmark and benchmark.blurry.is_dir():
-        blurry = benchmark.blurry
+    if blurry is None and len(there) == 1:
+        blurry = Path(there[0])
+    if blurry is None and not there and benchmark and benchmark.blurry.is_dir():
+        own = not recorded or any(_made_from(_find(benchmark.blurry, name), r) for name, r in records.items())
+        blurry = benchmark.blurry if own else None
 
     def beside(folder):
         if folder is None or blurry is None:
@@ -556,6 +557,13 @@ def _folders(benchmark, records, data_path, ground_truth, true_kernel):
         ground_truth = ground_truth or beside(benchmark.ground_truth)
         true_kernel = true_kernel or beside(benchmark.true_kernel)
     return blurry, ground_truth and Path(ground_truth), true_kernel and Path(true_kernel)
+
+
+def _made_from(path, record):
+    """Whether a record says that its result was made from this very file."""
+    identity = record.get("identity")
+    known = identity.get("blurry_sha256") if isinstance(identity, dict) else None
+    return path is not None and known == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _rows_without_scores(benchmark, folder, records):
