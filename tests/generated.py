@@ -6,7 +6,7 @@ import numpy as np
 # name, rows, columns, channels of the truth and of the result, bits of the result, maxshift, shift in the result.
 CASES = (
     ("grey", 96, 80, 1, 1, 8, 5, (2, -3)),
-    ("rim", 70, 75, 1, 1, 8, 2, (5, 1)),
+    ("rim", 70, 75, 1, 1, 8, 1, (5, 1)),
     ("flat", 50, 60, 1, 1, 8, 2, None),
     ("deep", 100, 90, 1, 1, 16, 4, (-1, 0)),
     ("reduced", 415, 430, 1, 1, 8, 2, (1, -2)),
