@@ -288,12 +288,9 @@ def _patch(content, page, tag, value):
 
 def _bmp(content):
     _, offset, size = struct.unpack_from("<L4xLL", content, 2)
-    if size == 12:
-        width, height, planes, bits = struct.unpack_from("<HHHH", content, 18)
-        compression = 0
-    else:
-        width, height, planes, bits, compression = struct.unpack_from("<llHHL", content, 18)
-    _require(size in (12, 40, 52, 56, 64, 108, 124), "the file is damaged (no BMP header)")
+    _require(size != 12, "a BMP of OS/2; convert it to PNG")
+    _require(size in (40, 52, 56, 64, 108, 124), "the file is damaged (no BMP header)")
+    width, height, planes, bits, compression = struct.unpack_from("<llHHL", content, 18)
     _require(width > 0, f"the image has no pixels ({width} x {abs(height)})")
     kinds = {0: (1, 4, 8, 16, 24, 32), 1: (8,), 2: (4,), 3: (16, 32)}
     _require(planes == 1 and bits in kinds.get(compression, ()), "a BMP of an unusual kind; convert it to PNG")

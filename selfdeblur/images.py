@@ -76,7 +76,7 @@ def _read(path):
             raise HeaderError("is not a plain file")
         if status.st_size > _MAX_BYTES:
             raise HeaderError(f"{status.st_size} bytes are too many for an image")
-        return file.read(_MAX_BYTES)
+        return file.read(status.st_size)
 
 
 def open_without_waiting(path, flags):
@@ -159,21 +159,30 @@ def write_image(path, array):
     Raises
     ------
     UserError
-        If no format has this suffix or the file cannot be written.
+        If no format has this suffix, the format cannot hold the image (colour
+        in .pgm, more than 16383 pixels a side in .webp) or the file cannot be
+        written.
     ValueError
         If the array has values that are not finite.
     """
     if not np.isfinite(array).all():
         raise ValueError(f"{path}: the image has values that are not finite")
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: no image format is known by this suffix; take one of {', '.join(SUFFIXES)}")
     array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
     if array.ndim == 3:
         array = array[:, :, ::-1]
-    suffix = Path(path).suffix.lower()
-    ok = suffix in SUFFIXES
-    if ok:
-        ok, content = cv2.imencode(suffix, array)
+    elif suffix == ".ppm":
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    with _captured_stderr():
+        try:
+            ok, content = cv2.imencode(suffix, array)
+        except cv2.error:
+            ok = False
     if not ok:
-        raise UserError(f"{path}: no image format is known by this suffix; take one of {', '.join(SUFFIXES)}")
+        kind = "colour" if array.ndim == 3 else "grey"
+        raise UserError(f"{path}: a {suffix} file cannot hold this {kind} image of {array.shape[1]} x {array.shape[0]}")
     write_bytes(path, content.tobytes())
 
 
