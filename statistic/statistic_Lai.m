@@ -46,3 +46,6 @@ for k = 1:4
     print_averages(sprintf('kernel_%02d', k), rows(kernel_of == k));
 end
 print_remarks(rows, maxshift);
+
+% Left standing, they would be taken for the user's choice in the next call.
+clear results ground_truth true_kernel maxshift csv_file

@@ -160,7 +160,7 @@ def folders(tmp_path):
         alpha = [] if truth_name == "people_01" else [np.ones((64, 71, 1))]
         put(lai / f"gt/{truth_name}.png", np.concatenate([truth[..., ::-1] if alpha else truth, *alpha], 2))
         put(lai / f"results/{truth_name}_kernel_01.png", 0.8 * truth[..., 1] + 0.1)
-        put(lai / f"results/{truth_name}_kernel_02_x.png", np.roll(truth, 1, 0))
+        put(lai / f"results/{truth_name}_kernel_02_x.png", 0.9 * np.roll(truth, 1, 0))
         put(lai / f"results/{truth_name}_kernel_03_x.png", np.stack([truth[..., 0]] * 3, 2))
     return {"levin": levin, "lai": lai}
 
