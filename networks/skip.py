@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks import fused
+
 
 class SkipGenerator(nn.Module):
     """Image generator of SelfDeblur (paper, section 3.1; layers as in the released program).
@@ -19,12 +21,16 @@ class SkipGenerator(nn.Module):
     non_local_from : int
         Index of the first scale whose encoder holds a non-local block; the
         released program has them at scales 3 to 5, which is index 2.
+    plain : bool
+        Run the layers one by one as they are written here, instead of in the
+        form of `networks.fused`, which gives the same numbers to rounding.
     """
 
     def __init__(
-        self, in_channels=8, out_channels=1, *, channels=(128,) * 5, skip_channels=16, non_local_from=2
+        self, in_channels=8, out_channels=1, *, channels=(128,) * 5, skip_channels=16, non_local_from=2, plain=False
     ):
         super().__init__()
+        self.plain = plain
         self.scales = nn.ModuleList()
         for i, width in enumerate(channels):
             below = channels[min(i + 1, len(channels) - 1)]
@@ -35,6 +41,8 @@ class SkipGenerator(nn.Module):
 
     def forward(self, z):
         """Map z, shape (1, in_channels, H, W), to an image of shape (1, out_channels, H, W) within 0 to 1."""
+        if not self.plain:
+            return fused.generate(self, z)
         inputs = []
         for scale in self.scales:
             inputs.append(z)
@@ -50,7 +58,7 @@ class _Scale(nn.Module):
     def __init__(self, in_channels, width, below, skip_channels, non_local):
         super().__init__()
         self.down = _ConvNormAct(in_channels, width, 3, stride=2)
-        self.non_local = NonLocal(width) if non_local else nn.Identity()
+        self.non_local = NonLocal(width) if non_local else None
         self.refine = _ConvNormAct(width, width, 3)
         self.skip = _ConvNormAct(in_channels, skip_channels, 1)
         self.merge_norm = _norm(skip_channels + below)
@@ -58,7 +66,8 @@ class _Scale(nn.Module):
         self.mix = _ConvNormAct(width, width, 1)
 
     def encode(self, x):
-        return self.refine(self.non_local(self.down(x)))
+        x = self.down(x)
+        return self.refine(x if self.non_local is None else self.non_local(x))
 
     def decode(self, above, below):
         up = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)

@@ -10,6 +10,7 @@ from selfdeblur.api import check_kernel_size, choose_device
 from selfdeblur.errors import UserError
 from selfdeblur.images import find_images
 from selfdeblur.kernels import read_kernel
+from selfdeblur.memory import keep_freed_memory
 from selfdeblur.models import reproduce_files
 from selfdeblur.results import ResultFolder
 from selfdeblur.runner import Job, StoppedError, deblur_files
@@ -57,6 +58,7 @@ def benchmark_main(benchmark, argv=None):
 
 def _benchmark_main(benchmark, argv):
     args = _parser(benchmark).parse_args(argv)
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.data_path == benchmark.blurry and not args.data_path.is_dir():

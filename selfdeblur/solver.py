@@ -49,7 +49,7 @@ class Run:
         groups = [{"params": self.G_x.parameters(), "lr": settings.lr_image}]
         if kernel is None:
             groups.append({"params": self.G_k.parameters(), "lr": settings.lr_kernel})
-        self.optimiser = torch.optim.Adam(groups)
+        self.optimiser = torch.optim.Adam(groups, fused=True)
         self.rates = [group["lr"] for group in groups]
         self.dssim = DSSIM(y)
         self.steps_done = 0
