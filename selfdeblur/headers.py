@@ -219,6 +219,10 @@ def _exif_orientation(data):
     return orientation if 1 <= orientation <= 8 else 1
 
 
+# None, LZW, JPEG, Deflate (two numbers), PackBits. Of others some decoders make noise without a word.
+_TIFF_COMPRESSIONS = (1, 5, 7, 8, 32946, 32773)
+
+
 def _tiff(content):
     at, pages, seen = _first_ifd(content), [], set()
     while at:
@@ -248,6 +252,7 @@ def _tiff(content):
         "convert it to 8 or 16 bits",
     )
     _require(formats in ({1}, {3}), "a TIFF of signed or complex numbers; convert it to 8 or 16 bits")
+    _require(page.one(259, 1) in _TIFF_COMPRESSIONS, "a TIFF of an unusual compression; convert it to PNG")
     channels = (3, 4) if photometric in (2, 6) else (1, 2)
     _require(samples in channels, f"a TIFF of {samples} channels is not read as {kinds[photometric]}")
 
