@@ -45,7 +45,7 @@ COLUMNS = (
     {"key": "ssd_ratio", "label": "SSD ratio", "digits": 2, "title": "Ratio of sums of squares, Levin et al. 2009"},
     {
         "key": "kernel_similarity",
-        "label": "Kernel match",
+        "label": "Kernel similarity",
         "digits": 3,
         "title": "Likeness to the true kernel, at most 1",
     },
@@ -59,19 +59,16 @@ def add_arguments(parser):
     option("--output", metavar="FILE", help="the page; default: RESULTS_DIR/report.html")
     option(
         "--data_path",
-        "--data-path",
         metavar="DIR",
         help="folder of the blurry images; default: where the run found them, else the benchmark's",
     )
     option(
         "--ground_truth",
-        "--ground-truth",
         metavar="DIR",
         help="folder of the sharp images; default: the one beside the blurry images; without it there are no scores",
     )
     option(
         "--true_kernel",
-        "--true-kernel",
         metavar="DIR",
         help="folder of the results with the true kernel, for the error ratios; default: the benchmark's",
     )
@@ -84,7 +81,6 @@ def add_arguments(parser):
     option("--maxshift", metavar="N", type=int, default=10, help="pixels searched each way; default: %(default)s")
     option(
         "--max_side",
-        "--max-side",
         metavar="N",
         type=int,
         default=640,
@@ -325,7 +321,7 @@ def _summary(folder, rows, images, benchmark, blurry, ground_truth, maxshift):
     whole = means[0] | {"of": total}
     notices = []
     if part:
-        notices.append(f"{blurry} holds {here} of the {benchmark.images} images of the {benchmark.name} benchmark.")
+        notices.append(f"The folder of blurry images holds {here} of {benchmark.images} images of {benchmark.name}.")
     if not ground_truth:
         notices.append("No true images were found, so there are no scores; --ground_truth DIR names their folder.")
     remarks = scoring.remarks(rows, None if part or not ground_truth else benchmark) if ground_truth else []

@@ -1,10 +1,8 @@
 """The page of ``python -m selfdeblur report``, without a browser: what it holds, from which files."""
 
-import argparse
 import base64
 import csv
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -17,6 +15,7 @@ import pytest
 from scipy import ndimage, signal
 
 from selfdeblur import report, scoring
+from selfdeblur.arguments import Parser
 from selfdeblur.errors import UserError
 from selfdeblur.images import read_image, write_image
 
@@ -85,7 +84,7 @@ def picture(data, image, key):
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     report.add_arguments(parser)
     return report.main(parser.parse_args([str(word) for word in words]))
 
@@ -261,7 +260,7 @@ def test_a_part_never_looks_like_the_whole(results, tmp_path):
     assert (first["value"], first["unit"], first["note"]) == ("2", "of 5", "2 unfinished, 1 missing")
     notices = " ".join(data["notices"])
     assert "PARTIAL: only 3 of 5" in notices
-    assert "5 of the 32 images" in notices
+    assert "5 of 32 images of levin" in notices
 
 
 def test_the_benchmarks_size_counts_where_nothing_else_is_known(results, tmp_path):
@@ -404,7 +403,6 @@ def test_bad_options_name_themselves_and_leave_the_page(results, words, named):
     assert not list(results.glob(".report*"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("selfdeblur.__main__") is None, reason="no selfdeblur.__main__ yet")
 def test_command_line_exit_status(results, tmp_path):
     def command(*words):
         line = [sys.executable, "-m", "selfdeblur", "report", *map(str, words)]
