@@ -121,8 +121,12 @@ def align(image, truth, *, maxshift=10, border=BORDER):
     reach = np.pad(image[rows, columns] * _PEAK, ((0, 1), (0, 1)), mode="edge")
 
     sums, rounding = _squared_differences(reach, inner)
+    alike = np.argwhere(sums <= sums.min() + rounding)
+    if np.ptp(reach) == 0:
+        # A run that failed may leave one grey: every shift is as good, and there is no need to try thousands.
+        alike = alike[:1] * 0
     first = None
-    for row, column in np.argwhere(sums <= sums.min() + rounding):
+    for row, column in alike:
         moved = _moved(reach, inner.shape, row, column)
         exact = np.sum((moved - inner) ** 2)
         if first is None or exact < first[0]:

@@ -89,15 +89,22 @@ def test_finds_the_minimum_at_the_widest_search():
     assert (found.shift_y, found.shift_x) == (-9, 7)
 
 
-def test_of_equal_sums_the_first_by_rows_counts():
-    rng = np.random.default_rng(4)
-    truth = smooth(rng, (44, 44))
-    flat = np.full_like(truth, 77 / 255)
-    found = assert_same_minimum(flat, truth, 2)
+@pytest.mark.parametrize("seed", range(6))
+def test_of_equal_sums_the_first_by_rows_counts(seed):
+    rng = np.random.default_rng(seed)
+    truth = np.rint(rng.uniform(size=(45, 62)) * 255) / 255
+    found = assert_same_minimum(np.full_like(truth, rng.integers(256) / 255), truth, 2)
     assert (found.shift_y, found.shift_x, found.on_rim) == (-2, -2, True)
     tile = np.tile(np.rint(rng.uniform(size=(2, 3)) * 255) / 255, (22, 15))[:44, :44]
     found = assert_same_minimum(tile, tile, 4)
     assert (found.shift_y, found.shift_x, found.on_rim) == (-4, -3, True)
+
+
+def test_an_image_of_one_grey_takes_the_first_shift():
+    truth = smooth(np.random.default_rng(8), (45, 62))
+    for grey in (0, 0.123456, 1):  # the second is no value of 8 bits, so the shifts differ by rounding
+        found = metrics.align(np.full_like(truth, grey), truth, maxshift=3)
+        assert (found.shift_y, found.shift_x, found.on_rim) == (-3, -3, True)
 
 
 def test_a_fraction_of_a_pixel_is_found_and_signed():
