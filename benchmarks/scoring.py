@@ -31,9 +31,7 @@ def main():
     from selfdeblur.images import read_image
     from selfdeblur.scoring import score_folder
 
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, maxshift {args.maxshift}"
-    )
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, maxshift {args.maxshift}")
     for benchmark in (LEVIN, LAI):
         start = time.perf_counter()
         rows = score_folder(benchmark, benchmark.blurry, maxshift=args.maxshift)
