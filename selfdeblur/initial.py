@@ -1,0 +1,337 @@
+"""A first guess of kernel and sharp image by classical means: no training, no generator.
+
+`estimate_kernel` alternates, from a coarse to the full scale, between a sharp
+image whose gradients are few (the L0 prior of Xu, Zheng and Jia, "Unnatural L0
+sparse representation for natural image deblurring", CVPR 2013) and the kernel
+that best explains the blurry gradients given the sharp ones. `deconvolve`
+finds the sharp image for a given kernel, with the sparse gradient prior of
+Levin, Fergus, Durand and Freeman, "Image and depth from a conventional camera
+with a coded aperture", SIGGRAPH 2007.
+
+Everything here is greyscale, and every kernel is meant in the correlation
+sense of `selfdeblur.forward`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+
+PYRAMID_RATIO = 2**0.5
+COARSEST_KERNEL = 5
+COARSEST_IMAGE = 30
+
+
+class _Blur:
+    """Valid correlation y = k ⊗ x of an image (h, w) to one of (H, W), and its transposes, by FFT."""
+
+    def __init__(self, blurry_size, kernel_size):
+        self.blurry_size, self.kernel_size = tuple(blurry_size), tuple(kernel_size)
+        self.sharp_size = tuple(n + k - 1 for n, k in zip(self.blurry_size, self.kernel_size, strict=True))
+        self.fft_size = tuple(next_fast_len(n, real=True) for n in self.sharp_size)
+
+    def spectrum(self, a):
+        return torch.fft.rfft2(a, s=self.fft_size)
+
+    def _crop(self, spectrum, size):
+        return torch.fft.irfft2(spectrum, s=self.fft_size)[..., : size[0], : size[1]]
+
+    def forward(self, x_spectrum, k_spectrum):
+        """y = k ⊗ x."""
+        return self._crop(x_spectrum * k_spectrum.conj(), self.blurry_size)
+
+    def transpose_in_x(self, y, k_spectrum):
+        """What `forward` with a fixed kernel becomes when it is transposed: (H, W) to (h, w)."""
+        return self._crop(self.spectrum(y) * k_spectrum, self.sharp_size)
+
+    def transpose_in_k(self, y, x_spectrum):
+        """What `forward` with a fixed image becomes when it is transposed: (H, W) to the kernel's size."""
+        return self._crop(x_spectrum * self.spectrum(y).conj(), self.kernel_size)
+
+
+def estimate_kernel(
+    y, kernel_size, *, gradient_weight=4e-3, kernel_weight=8.0, steps=5, kernel_steps=20, first_direction="horizontal"
+):
+    """Estimate the kernel that blurred an image, coarse to fine.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel_size : (int, int)
+        Size (h, w) of the kernel, odd.
+    gradient_weight : float
+        Cost of one pixel with a gradient, in squared grey levels of the 0..1
+        range. It falls by a tenth at every step, not below 1e-4, so the first
+        images keep only the strongest edges.
+    kernel_weight : float
+        Cost of the kernel's sum of squares, against the squared error of the
+        gradients summed over the image.
+    steps : int
+        Steps (one image, one kernel) at each scale.
+    kernel_steps : int
+        Projected gradient steps in which each kernel is found.
+    first_direction : {"horizontal", "vertical"}
+        The two-pixel kernel that the coarsest scale starts from.
+
+    Returns
+    -------
+    tensor of float32, (h, w)
+        Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
+
+    Notes
+    -----
+    Neighbouring scales differ by a factor of sqrt(2); the coarsest has a
+    kernel of about 5 px, or an image of about 30 px. The kernel is fitted in
+    the valid region only, so it does not see the image's border.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    scales = [1.0]
+    while (
+        _odd(max(kernel_size) * scales[-1]) > COARSEST_KERNEL
+        and min(y.shape) * scales[-1] / PYRAMID_RATIO > COARSEST_IMAGE
+    ):
+        scales.append(scales[-1] / PYRAMID_RATIO)
+    kernel = None
+    for scale in reversed(scales):
+        y_scaled = y if scale == 1 else _shrink(y, scale)
+        size = tuple(kernel_size) if scale == 1 else tuple(_odd(n * scale) for n in kernel_size)
+        kernel = _two_pixels(size, first_direction, y.device) if kernel is None else _enlarge(kernel, size)
+        blur, y_gradients = _Blur([n - 1 for n in y_scaled.shape], size), _gradients(y_scaled)
+        latent = _FewGradients(y_scaled, size)
+        for _ in range(steps):
+            x_gradients = _gradients(latent(kernel, gradient_weight))
+            kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=kernel_weight, steps=kernel_steps)
+            gradient_weight = max(gradient_weight / 1.1, 1e-4)
+    return _centre(kernel)
+
+
+def deconvolve(y, kernel, *, weight=1e-4, exponent=0.8, rounds=4, steps=20):
+    """Find the sharp image for a known kernel.
+
+    Minimises ``|y - k ⊗ x|^2 + weight * sum |D x|^exponent`` by iteratively
+    reweighted least squares, D being the first and, at a quarter of the
+    weight, the second differences of x. The error is summed over the blurry
+    image's pixels only: nothing is assumed about what lies outside.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel : tensor or ndarray, (h, w)
+        Kernel, correlation sense.
+    weight, exponent : float
+        Strength and shape of the sparse gradient prior.
+    rounds, steps : int
+        Times the weights are renewed; conjugate gradient steps for each.
+
+    Returns
+    -------
+    tensor of float32, (H + h - 1, W + w - 1)
+        Sharp image on the padded grid of the forward model; the blurry image's
+        own region is its middle.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
+    blur = _Blur(y.shape, kernel.shape)
+    k_spectrum = blur.spectrum(kernel)
+    (top, left) = (n // 2 for n in kernel.shape)
+    x = F.pad(y[None, None], (left, kernel.shape[1] - 1 - left, top, kernel.shape[0] - 1 - top), mode="replicate")[0, 0]
+    right_side = blur.transpose_in_x(y, k_spectrum)
+    strengths = (1.0, 1.0, 0.25, 0.25, 0.25)
+    weights = [torch.full_like(d, s) for d, s in zip(_differences(x), strengths, strict=True)]
+    for _ in range(rounds + 1):
+
+        def matrix(v, weights=weights):
+            data = blur.transpose_in_x(blur.forward(blur.spectrum(v), k_spectrum), k_spectrum)
+            weighted = [a * d for a, d in zip(weights, _differences(v), strict=True)]
+            return data + weight * _differences_transposed(weighted)
+
+        x = _conjugate_gradients(matrix, right_side, x, steps)
+        weights = [
+            s * d.abs().clamp(min=0.01) ** (exponent - 2) for d, s in zip(_differences(x), strengths, strict=True)
+        ]
+    return x
+
+
+def fit_kernel(blur, y, x, kernel, *, weight, steps):
+    """Fit the kernel to given blurry and sharp images: least squares on the simplex.
+
+    Minimises ``|y - k ⊗ x|^2 + weight * |k|^2`` over non-negative kernels of
+    sum 1 by accelerated projected gradients, with a restart whenever a step
+    turns against the last one.
+
+    Parameters
+    ----------
+    blur : _Blur
+        Sizes of the forward model.
+    y : tensor (C, H, W)
+        Blurry images (here: gradients) that share the kernel.
+    x : tensor (C, H + h - 1, W + w - 1)
+        Their sharp images.
+    kernel : tensor (h, w)
+        Where to start.
+    weight : float or tensor (h, w)
+    steps : int
+
+    Returns
+    -------
+    tensor (h, w)
+    """
+    x_spectrum = blur.spectrum(x)
+
+    def matrix(k):
+        return blur.transpose_in_k(blur.forward(x_spectrum, blur.spectrum(k)), x_spectrum).sum(0) + weight * k
+
+    right_side = blur.transpose_in_k(y, x_spectrum).sum(0)
+    direction = kernel / kernel.norm()
+    for _ in range(8):
+        product = matrix(direction)
+        largest = product.norm()
+        direction = product / largest
+    largest = 1.05 * largest
+    ahead, t = kernel, 1.0
+    for _ in range(steps):
+        new = _to_simplex(ahead - (matrix(ahead) - right_side) / largest)
+        if ((ahead - new) * (new - kernel)).sum() > 0:
+            t = 1.0
+        t_new = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        ahead = new + (t - 1) / t_new * (new - kernel)
+        kernel, t = new, t_new
+    return kernel
+
+
+class _FewGradients:
+    """The sharp image with an L0 prior on its gradients, by half-quadratic splitting in the Fourier domain."""
+
+    def __init__(self, y, kernel_size):
+        self.blurry_size, self.kernel_size = y.shape, kernel_size
+        self.y = _extend_periodically(y, kernel_size)
+        self.y_spectrum = torch.fft.rfft2(self.y)
+        rows = torch.fft.fftfreq(self.y.shape[0], device=y.device)[:, None]
+        columns = torch.fft.rfftfreq(self.y.shape[1], device=y.device)[None]
+        self.right = torch.exp(2j * math.pi * columns) - 1
+        self.down = torch.exp(2j * math.pi * rows) - 1
+        self.laplacian = self.right.abs() ** 2 + self.down.abs() ** 2
+
+    def __call__(self, kernel, weight):
+        """Sharp image on the padded grid for blur ``kernel``; ``weight`` is the cost of a pixel with a gradient."""
+        (h, w), (top, left) = self.kernel_size, (n // 2 for n in self.kernel_size)
+        padded = torch.zeros_like(self.y)
+        padded[:h, :w] = kernel
+        k_spectrum = torch.fft.rfft2(padded.roll((-top, -left), (0, 1)))
+        data, power = k_spectrum * self.y_spectrum, k_spectrum.abs() ** 2
+        x, beta = self.y, 2 * weight
+        while beta < 1e5:
+            right, down = x.roll(-1, 1) - x, x.roll(-1, 0) - x
+            weak = right**2 + down**2 < weight / beta
+            right, down = right.masked_fill(weak, 0), down.masked_fill(weak, 0)
+            sparse = self.right.conj() * torch.fft.rfft2(right) + self.down.conj() * torch.fft.rfft2(down)
+            x = torch.fft.irfft2((data + beta * sparse) / (power + beta * self.laplacian), s=self.y.shape)
+            beta *= 2
+        x = x.roll((top, left), (0, 1))
+        return x[: self.blurry_size[0] + h - 1, : self.blurry_size[1] + w - 1]
+
+
+def _extend_periodically(y, kernel_size):
+    """Put y in the corner of a larger image that is smooth across its borders when repeated (least gradient energy)."""
+    size = [next_fast_len(n + 2 * k, real=True) for n, k in zip(y.shape, kernel_size, strict=True)]
+    free = torch.ones(size, dtype=y.dtype, device=y.device)
+    free[: y.shape[0], : y.shape[1]] = 0
+    known = torch.full_like(free, float(y.mean()))
+    known[: y.shape[0], : y.shape[1]] = y
+
+    def laplacian(v):
+        return 4 * v - v.roll(1, 0) - v.roll(-1, 0) - v.roll(1, 1) - v.roll(-1, 1)
+
+    fixed = known * (1 - free)
+    filling = _conjugate_gradients(
+        lambda v: free * laplacian(free * v), -free * laplacian(fixed), known * free, 4 * max(kernel_size)
+    )
+    return fixed + filling * free
+
+
+def _conjugate_gradients(matrix, right_side, x, steps):
+    residual = right_side - matrix(x)
+    direction, power = residual, (residual * residual).sum()
+    enough = 1e-10 * (right_side * right_side).sum()
+    for _ in range(steps):
+        if power <= enough:
+            break
+        product = matrix(direction)
+        length = power / (direction * product).sum()
+        x = x + length * direction
+        residual = residual - length * product
+        new_power = (residual * residual).sum()
+        direction, power = residual + (new_power / power) * direction, new_power
+    return x
+
+
+def _to_simplex(v):
+    """Nearest point with non-negative entries that sum to 1."""
+    ordered = v.flatten().sort(descending=True).values
+    excess = (ordered.cumsum(0) - 1) / torch.arange(1, len(ordered) + 1, device=v.device)
+    last = (ordered > excess).nonzero()[-1, 0]
+    return (v - excess[last]).clamp(min=0)
+
+
+def _differences(x):
+    return (
+        x[:, 1:] - x[:, :-1],
+        x[1:] - x[:-1],
+        x[:, 2:] - 2 * x[:, 1:-1] + x[:, :-2],
+        x[2:] - 2 * x[1:-1] + x[:-2],
+        x[1:, 1:] - x[1:, :-1] - x[:-1, 1:] + x[:-1, :-1],
+    )
+
+
+def _differences_transposed(d):
+    right, down, right_twice, down_twice, both = d
+    result = F.pad(right, (1, 0)) - F.pad(right, (0, 1)) + F.pad(down, (0, 0, 1, 0)) - F.pad(down, (0, 0, 0, 1))
+    result += F.pad(right_twice, (2, 0)) - 2 * F.pad(right_twice, (1, 1)) + F.pad(right_twice, (0, 2))
+    result += F.pad(down_twice, (0, 0, 2, 0)) - 2 * F.pad(down_twice, (0, 0, 1, 1)) + F.pad(down_twice, (0, 0, 0, 2))
+    result += (
+        F.pad(both, (1, 0, 1, 0)) - F.pad(both, (0, 1, 1, 0)) - F.pad(both, (1, 0, 0, 1)) + F.pad(both, (0, 1, 0, 1))
+    )
+    return result
+
+
+def _gradients(x):
+    """Forward differences to the right and down, (H, W) to (2, H - 1, W - 1)."""
+    return torch.stack([x[:-1, 1:] - x[:-1, :-1], x[1:, :-1] - x[:-1, :-1]])
+
+
+def _odd(n):
+    return max(2 * round((n - 1) / 2) + 1, 3)
+
+
+def _two_pixels(size, direction, device):
+    kernel = torch.zeros(size, device=device)
+    row, column = (n // 2 for n in size)
+    kernel[row, column] = 0.5
+    kernel[(row, column - 1) if direction == "horizontal" else (row - 1, column)] = 0.5
+    return kernel
+
+
+def _shrink(image, scale):
+    size = [round(n * scale) for n in image.shape]
+    return F.interpolate(image[None, None], size=size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
+
+
+def _enlarge(kernel, size):
+    kernel = F.interpolate(kernel[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return _centre(kernel)
+
+
+def _centre(kernel):
+    """Move the kernel by whole pixels so that the box of its entries above 5 % of the largest is in the middle."""
+    large = kernel > 0.05 * kernel.max()
+    moved = kernel
+    for axis in (0, 1):
+        inside = large.any(1 - axis).nonzero()
+        shift = (kernel.shape[axis] - 1 - int(inside[0]) - int(inside[-1])) // 2
+        moved = moved.roll(shift, axis)
+        cut = moved.narrow(axis, *((0, shift) if shift >= 0 else (kernel.shape[axis] + shift, -shift)))
+        cut.zero_()
+    return moved / moved.sum()

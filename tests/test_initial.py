@@ -1,0 +1,77 @@
+"""The classical first guess: on images blurred with known kernels it finds the kernel, and the image for a kernel."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import correlate, fftconvolve
+from skimage import data
+
+from selfdeblur.initial import deconvolve, estimate_kernel
+from selfdeblur.kernels import camera_shake_kernel
+
+
+def blurred(picture, size, kernel_size, seed, noise=0.0):
+    """A corner-to-corner reduced picture, blurred in the valid region: sharp on the padded grid, kernel, blurry."""
+    rng = np.random.default_rng(seed)
+    kernel = camera_shake_kernel(kernel_size, rng=seed)
+    padded = size + kernel_size - 1
+    image = getattr(data, picture)().astype(float) / 255
+    image = image.mean(-1) if image.ndim == 3 else image
+    step = min(image.shape) // padded
+    image = image[: padded * step, : padded * step].reshape(padded, step, padded, step).mean((1, 3))
+    y = correlate(image, kernel, mode="valid", method="fft")
+    return image, kernel, y + noise * rng.standard_normal(y.shape)
+
+
+def similarity(a, b):
+    """Largest normalised cross-correlation of two kernels over all shifts, 1 for equal ones."""
+    return fftconvolve(a, b[::-1, ::-1]).max() / np.sqrt((a**2).sum() * (b**2).sum())
+
+
+@pytest.mark.parametrize(
+    ("picture", "size", "kernel_size", "seed", "noise", "bound"),
+    [
+        ("camera", 160, 11, 5, 0.0, 0.85),
+        ("astronaut", 180, 15, 2, 1e-3, 0.85),
+        ("camera", 200, 15, 2, 1e-3, 0.85),
+    ],
+)
+def test_kernel_is_found(picture, size, kernel_size, seed, noise, bound):
+    _, kernel, y = blurred(picture, size, kernel_size, seed, noise)
+    found = estimate_kernel(y, (kernel_size, kernel_size))
+    assert found.shape == kernel.shape
+    assert found.min() >= 0
+    assert abs(float(found.sum()) - 1) < 1e-5
+    flat = np.ones_like(kernel)
+    score = similarity(found.numpy(), kernel)
+    assert score > bound
+    assert score > similarity(flat, kernel) + 0.1
+
+
+def test_kernel_has_the_orientation_of_the_forward_model():
+    _, kernel, y = blurred("camera", 160, 11, 5)
+    found = estimate_kernel(y, (11, 11)).numpy()
+    assert similarity(found, kernel) > similarity(found[::-1, ::-1], kernel) + 0.05
+
+
+def test_oblong_images_and_kernels():
+    _, _, y = blurred("camera", 128, 13, 4)
+    found = estimate_kernel(y[:100], (13, 9), steps=1)
+    assert found.shape == (13, 9)
+    assert deconvolve(y[:100], found).shape == (112, 136)
+
+
+def test_deconvolution_with_the_true_kernel():
+    image, kernel, y = blurred("camera", 160, 11, 1, 1e-3)
+    x = deconvolve(y, kernel).numpy()
+    assert x.shape == image.shape
+    inside = (slice(10, -10),) * 2
+    error = np.mean((x - image)[inside] ** 2)
+    assert error < 0.1 * np.mean((y[5:-5, 5:-5] - image[inside]) ** 2)
+
+
+def test_deconvolution_by_a_single_pixel_gives_the_image_back():
+    y = torch.rand(20, 24, generator=torch.Generator().manual_seed(0))
+    kernel = torch.zeros(5, 5)
+    kernel[2, 2] = 1
+    assert torch.allclose(deconvolve(y, kernel, weight=1e-6)[2:-2, 2:-2], y, atol=1e-3)
