@@ -1,54 +1,19 @@
 """The command line of the benchmark scripts: a folder of blurry images in, a folder of results out."""
 
-import argparse
-import sys
 from pathlib import Path
 
 import torch
 
 from selfdeblur.api import check_kernel_size, choose_device
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.errors import UserError
 from selfdeblur.images import find_images
 from selfdeblur.kernels import read_kernel
 from selfdeblur.memory import keep_freed_memory
 from selfdeblur.models import reproduce_files
 from selfdeblur.results import ResultFolder
-from selfdeblur.runner import Job, StoppedError, deblur_files
+from selfdeblur.runner import Job, deblur_files
 from selfdeblur.settings import PRESETS, make_settings
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that takes --num-iter for --num_iter and whose errors are a `UserError`."""
-
-    def __init__(self, *args, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def parse_known_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_underscored(arg) for arg in args], namespace)
-
-    def error(self, message):
-        raise UserError(f"{message} (see --help)")
-
-
-def _underscored(arg):
-    name, equals, value = arg.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg
-
-
-def guarded(main):
-    """Return the exit status of ``main()``; a `UserError` becomes one line on standard error and status 2."""
-    try:
-        return main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except StoppedError as stopped:
-        print(f"stopped by {stopped}; the same command goes on from the checkpoint", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        return 130
 
 
 def benchmark_main(benchmark, argv=None):

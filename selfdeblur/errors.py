@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that end a program in order."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message names the file or option, what was found and what to do. The
     command line prints it without a traceback and exits with status 2.
     """
+
+
+class StoppedError(Exception):
+    """A signal asked the program to end; the message is the signal's name."""

@@ -14,16 +14,12 @@ from tqdm import tqdm
 
 from selfdeblur import __version__
 from selfdeblur.api import check_image, finish, start
-from selfdeblur.errors import UserError
+from selfdeblur.errors import StoppedError, UserError
 from selfdeblur.images import read_image
 from selfdeblur.results import file_hash
 from selfdeblur.settings import Settings
 
 CHECKPOINT_SECONDS = 60
-
-
-class StoppedError(Exception):
-    """A signal asked the program to end; its message names the signal."""
 
 
 @dataclass(frozen=True)

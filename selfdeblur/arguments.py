@@ -1,0 +1,40 @@
+"""What all command lines share: both spellings of an option, one line for a mistake."""
+
+import argparse
+import sys
+
+from selfdeblur.errors import StoppedError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes --num-iter for --num_iter and whose errors are a `UserError`."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_underscored(arg) for arg in args], namespace)
+
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+
+def _underscored(arg):
+    name, equals, value = arg.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg
+
+
+def guarded(main):
+    """Return the exit status of ``main()``; a `UserError` becomes one line on standard error and status 2."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StoppedError as stopped:
+        print(f"stopped by {stopped}; the same command goes on from the checkpoint", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        return 130
