@@ -113,9 +113,6 @@ def test_loss_trajectory(levin):
     assert fused_losses == expected
 
 
-SIZES = pytest.mark.parametrize("size", [(61, 75), (64, 48), (33, 33)])
-
-
 def outputs_and_gradients(size, dtype, *, plain):
     """Output of a generator with fixed random parameters, and the gradient of an error by parameter name."""
     torch.manual_seed(0)
@@ -131,7 +128,7 @@ def outputs_and_gradients(size, dtype, *, plain):
     return x.detach(), gradients
 
 
-@SIZES
+@pytest.mark.parametrize("size", [(61, 75), (64, 48), (33, 33)])
 def test_fused_form_equals_the_plain_one(size):
     x, gradients = outputs_and_gradients(size, torch.float64, plain=True)
     y, others = outputs_and_gradients(size, torch.float64, plain=False)
@@ -140,7 +137,8 @@ def test_fused_form_equals_the_plain_one(size):
         assert (gradient - others[name]).abs().max() < 1e-9, name
 
 
-@SIZES
+# Not so small that the deepest scale normalises by a handful of positions, which makes rounding a matter of chance.
+@pytest.mark.parametrize("size", [(100, 90), (97, 139)])
 def test_fused_form_rounds_like_the_plain_one(size):
     exact, exact_gradients = outputs_and_gradients(size, torch.float64, plain=True)
     errors, gradient_errors = [], []
