@@ -6,11 +6,20 @@ import sys
 from selfdeblur.errors import StoppedError, UserError
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that ends with the default, where there is one to speak of."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, 0) or action.default == (1, 1) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that takes --num-iter for --num_iter and whose errors are a `UserError`."""
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", _Formatter)
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):

@@ -76,15 +76,15 @@ def add_arguments(parser):
         "--benchmark",
         choices=("auto", *scoring.BENCHMARKS),
         default="auto",
-        help="how the images are named; default: %(default)s, found from the names in RESULTS_DIR",
+        help="how the images are named, found from the names in RESULTS_DIR",
     )
-    option("--maxshift", metavar="N", type=int, default=10, help="pixels searched each way; default: %(default)s")
+    option("--maxshift", metavar="N", type=int, default=10, help="pixels searched each way")
     option(
         "--max_side",
         metavar="N",
         type=int,
         default=640,
-        help="pictures with a longer side than N pixels are shown reduced, 0: none is; default: %(default)s",
+        help="pictures with a longer side than N pixels are shown reduced, 0: none is",
     )
 
 

@@ -4,8 +4,8 @@ A row is made for each image of the benchmark, whether its result is there or
 not, so that a part of the benchmark never looks like the whole.
 """
 
-import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from scipy import signal
 from tqdm import tqdm
 
 from selfdeblur import metrics
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
 from selfdeblur.images import SUFFIXES, read_image, write_image
@@ -102,12 +103,14 @@ def score_folder(
         (``kernel1.png``, in either sense). The benchmark's own by default.
     true_kernel : str or Path, optional
         Folder of the results with the true kernel, named like the results; for
-        the error ratios. The benchmark's own by default, if it exists.
+        the error ratios. By default where the benchmark has it, seen from its
+        sharp images, if it exists.
     maxshift : int
         Pixels, 0 to 15.
     blurry : str or Path, optional
         Folder of the blurry images; needed to tell in which sense a true
-        kernel is stored. The benchmark's own by default.
+        kernel is stored. By default where the benchmark has it, seen from its
+        sharp images.
     aligned : str or Path, optional
         Folder that receives the moved and cut results, ``NAME_aligned.png``.
     progress : bool
@@ -137,12 +140,12 @@ def score_folder(
     ground_truth = _folder(ground_truth or benchmark.ground_truth, "--ground_truth")
     if true_kernel is not None:
         true_kernel = _folder(true_kernel, "--true_kernel")
-    elif benchmark is not None and benchmark.true_kernel is not None and benchmark.true_kernel.is_dir():
-        true_kernel = benchmark.true_kernel
+    elif benchmark is not None:
+        true_kernel = beside_truth(benchmark.true_kernel, benchmark, ground_truth)
     if blurry is not None:
         blurry = _folder(blurry, "--blurry")
     elif benchmark is not None:
-        blurry = benchmark.blurry
+        blurry = beside_truth(benchmark.blurry, benchmark, ground_truth)
 
     found = find_results(benchmark, results)
     if not found:
@@ -202,6 +205,17 @@ def expected_names(benchmark, ground_truth):
     truths = [p.stem for p in Path(ground_truth).iterdir() if p.suffix.lower() in SUFFIXES]
     names = {f"{t}_{k}{end}" for t in truths for k in benchmark.kernel_sizes for end in ("", "_img")}
     return sorted((n for n in names if benchmark.stem.fullmatch(n)), key=_natural)
+
+
+def beside_truth(folder, benchmark, ground_truth):
+    """One of the benchmark's folders, as it lies to the sharp images in ``ground_truth``; None where it does not exist.
+
+    So a copy of the benchmark, or the sample, is never scored against the files of another one.
+    """
+    if folder is None:
+        return None
+    path = Path(os.path.normpath(ground_truth / os.path.relpath(folder, benchmark.ground_truth)))
+    return path if path.is_dir() else None
 
 
 def true_kernel_image(kernel, truth, blurry):
@@ -310,6 +324,35 @@ def report(rows, benchmark=None):
     return "\n".join(lines)
 
 
+def gains(rows, blurry, ground_truth):
+    """A line of text for each row, with the PSNR of the blurry image that the result was made from.
+
+    Parameters
+    ----------
+    rows : list of dict
+        From `score_folder`.
+    blurry, ground_truth : str or Path
+        Folders of the blurry and of the sharp images.
+    """
+    lines = [f"{'image':<28}{'blurry PSNR':>12}{'PSNR':>8}{'gain':>8}{'SSIM':>8}"]
+    scored, before = [r for r in rows if r["psnr"] is not None], []
+    for row in scored:
+        path, truth = _image(blurry, row["image"]), _image(ground_truth, row["truth"])
+        if path is None:
+            raise UserError(f"{Path(blurry) / row['image']}.png: the blurry image is missing")
+        scores, _ = score_image(read_image(path), read_image(truth), maxshift=row["maxshift"])
+        before.append(scores["psnr"])
+        lines.append(_gain(row["image"], before[-1], row["psnr"], row["ssim"]))
+    if len(scored) > 1:
+        psnr, ssim = (np.mean([r[column] for r in scored]) for column in ("psnr", "ssim"))
+        lines.append(_gain(f"mean of {len(scored)}", np.mean(before), psnr, ssim))
+    return "\n".join(lines)
+
+
+def _gain(name, before, psnr, ssim):
+    return f"{name:<28}{before:>12.2f}{psnr:>8.2f}{psnr - before:>+8.2f}{ssim:>8.4f}"
+
+
 def command_line(benchmark, argv=None):
     """Run ``statistic/statistic_levin.py`` or ``statistic/statistic_lai.py``.
 
@@ -319,35 +362,27 @@ def command_line(benchmark, argv=None):
         Exit status: 0 when every result found has a score, 1 when some have
         none, 2 for a mistake in what was asked.
     """
-    parser = argparse.ArgumentParser(
-        description=f"Score results on the {benchmark.name} images as the published script does."
-    )
+    parser = Parser(description=f"Score results on the {benchmark.name} images as the published script does.")
     add_arguments(parser, benchmark)
-    args = parser.parse_args(argv)
-    try:
-        return _command(benchmark, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _command(benchmark, parser.parse_args(argv)))
 
 
 def add_arguments(parser, benchmark):
     """Add the options of the scoring scripts to an argument parser."""
-    default = "default: %(default)s"
     option = parser.add_argument
-    option("--results", metavar="DIR", default=str(benchmark.results), help=f"folder of the results; {default}")
-    option("--ground_truth", "--ground-truth", metavar="DIR", default=str(benchmark.ground_truth), help=default)
+    option("--results", metavar="DIR", default=str(benchmark.results), help="folder of the results")
+    option("--ground_truth", metavar="DIR", default=str(benchmark.ground_truth), help="folder of the sharp images")
     option(
         "--true_kernel",
-        "--true-kernel",
         metavar="DIR",
-        help=f"results with the true kernel, for the error ratios; default: {benchmark.true_kernel or 'none'}",
+        help="results with the true kernel, for the error ratios; default: beside the sharp images",
     )
-    option("--blurry", metavar="DIR", help=f"default: {benchmark.blurry}, used for the sense of the true kernels")
-    option("--maxshift", metavar="N", type=int, default=10, help=f"pixels searched each way, 0 to 15; {default}")
+    option("--blurry", metavar="DIR", help="folder of the blurry images; default: beside the sharp images")
+    option("--maxshift", metavar="N", type=int, default=10, help="pixels searched each way, 0 to 15")
+    option("--each", action="store_true", help="print a line for each result, with its gain over the blurry image")
     option("--csv", metavar="FILE", help="write a row for each image")
-    option("--save_aligned", "--save-aligned", metavar="DIR", help="write the moved and cut results")
-    option("--add_to", "--add-to", metavar="FILE", help="add the rows to a table such as results/levin.csv")
+    option("--save_aligned", metavar="DIR", help="write the moved and cut results")
+    option("--add_to", metavar="FILE", help="add the rows to a table such as results/levin.csv")
     option("--method", help="name of the method in that table")
     option("--preset", help="its settings; default: the preset in the record of each run")
     option("--source", help="where the results come from, in words")
@@ -370,7 +405,14 @@ def _command(benchmark, args):
         write_csv(args.csv, rows, COLUMNS)
     if args.add_to:
         add_to_record(args.add_to, rows, method=args.method, preset=args.preset, source=args.source, commit=_commit())
-    print(report(rows, benchmark))
+    if args.each:
+        # Of whatever set of images it is: nothing is missing, the results that are there are shown.
+        rows = [r for r in rows if r["status"] != "missing"]
+        blurry = args.blurry or beside_truth(benchmark.blurry, benchmark, Path(args.ground_truth))
+        print(gains(rows, blurry, args.ground_truth))
+        benchmark = None
+    else:
+        print(report(rows, benchmark))
     for line in remarks(rows, benchmark):
         print(f"warning: {line}", file=sys.stderr)
     return 1 if any(r["status"] == "failed" for r in rows) else 0
