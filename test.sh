@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Run the tests: bash test.sh [options of pytest]
+set -euo pipefail
+cd "$(dirname "$0")"
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+environment test
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+if command -v shellcheck >/dev/null; then
+    shellcheck -x ./*.sh scripts/*.sh .ci/run
+else
+    echo "warning: shellcheck is not installed, the shell scripts are not checked" >&2
+fi
+"$python" -m pytest "$@"
