@@ -404,7 +404,9 @@ def _zip_files(path):
             raise UserError(f"{path}: neither a folder nor a readable zip file ({_one_line(error)})") from error
         for info in archive.infolist():
             _check_entry(path, info)
-        yield ((i.filename, i.file_size, _zip_reader(archive, i)) for i in archive.infolist() if not i.is_dir())
+        # Not is_dir(), which fails for an entry without a name.
+        files = [info for info in archive.infolist() if not info.filename.endswith("/")]
+        yield ((info.filename, info.file_size, _zip_reader(archive, info)) for info in files)
 
 
 def _check_directory_size(path, file):

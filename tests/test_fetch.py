@@ -626,6 +626,19 @@ def test_zip_with_a_flipped_byte_never_gives_a_wrong_file(registry, tmp_path):
         check_zip(source, tmp_path / f"data{at}")
 
 
+def test_entry_without_a_name(registry, tmp_path):
+    source = make_zip(tmp_path / "a.zip", {"?": b"x", **FILES})
+    content = bytearray(source.read_bytes())
+    at = content.rindex(b"PK\1\2", 0, content.index(b"?", content.index(b"PK\1\2")))
+    content[at + 28] = 0
+    del content[at + 46]
+    end = content.rindex(b"PK\5\6")
+    content[end + 12 : end + 16] = (int.from_bytes(content[end + 12 : end + 16], "little") - 1).to_bytes(4, "little")
+    source.write_bytes(content)
+    assert zipfile.ZipFile(source).infolist()[0].filename == ""
+    assert fetch.fetch("levin", folder=tmp_path / "data", source=source)["fetched"] == 4
+
+
 def check_zip(source, folder):
     """Whatever the zip: no file but whole ones of the registry, and at worst one clear line."""
     said = ""
