@@ -101,19 +101,9 @@ class _JoinConv(torch.autograd.Function):
     def backward(ctx, g):
         skip, below, gamma, weight, mean, rstd = ctx.saved_tensors
         joined = _join(skip, below)
-        g_joined, g_scaled, _ = torch.ops.aten.convolution_backward(
-            g,
-            joined,
-            _scaled(weight, gamma * rstd),
-            None,
-            [1, 1],
-            [0, 0],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [True, True, False],
-        )
+        arguments = (g, joined, _scaled(weight, gamma * rstd), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        g_joined = torch.ops.aten.convolution_backward(*arguments, [True, False, False])[0]
+        g_scaled = torch.ops.aten.convolution_backward(*arguments, [False, True, False])[1]
         g_scale = (g_scaled * weight).sum((0, 2, 3))
         g_joined = g_joined.permute(0, 2, 3, 1)
         g_joined[:, :, 2] += g_joined[:, :, 0]

@@ -9,5 +9,9 @@ class UserError(ValueError):
     """
 
 
+class OutputError(UserError):
+    """A file could not be written; what comes after it could not be written either."""
+
+
 class StoppedError(Exception):
     """A signal asked the program to end; the message is the signal's name."""

@@ -11,6 +11,7 @@ from selfdeblur.api import check_image
 from selfdeblur.colour import with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.images import read_image, write_image
+from selfdeblur.legacy import read_legacy
 from selfdeblur.results import read_json, read_torch
 from selfdeblur.solver import Z_CHANNELS, centre, draw_z_k, draw_z_x
 
@@ -59,7 +60,7 @@ class ImageModel:
 
 
 def load_model(path, *, image_size=None, kernel_size=None, seed=None):
-    """Read a network that a run has left; nothing in the file is executed.
+    """Read a network that a run of this program or of the authors' has left; nothing in the file is executed.
 
     Parameters
     ----------
@@ -82,7 +83,12 @@ def load_model(path, *, image_size=None, kernel_size=None, seed=None):
         If the file is missing, damaged or no such network.
     """
     path = Path(path)
-    state = read_torch(path)
+    try:
+        state = read_torch(path)
+    except UserError:
+        if not path.is_file():
+            raise
+        state = read_legacy(path)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: not the state of a network")
     record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + ".json")) or {}

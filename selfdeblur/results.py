@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from selfdeblur.errors import UserError
-from selfdeblur.files import replacing, write_text
+from selfdeblur.files import write_bytes, write_text
 from selfdeblur.images import write_image
 
 try:
@@ -52,19 +53,16 @@ class ResultFolder:
 
     def __init__(self, path, shared, *, images, overwrite=False):
         self.path, self.overwrite = Path(path), overwrite
-        config = self.path / "config.json"
-        earlier = read_json(config)
+        self._config = self.path / "config.json", json.dumps({"settings": shared}, indent=2) + "\n"
+        earlier = read_json(self._config[0])
         kept = {p.stem for p in self.path.glob("*.json")} - {"config"} - (set(images) if overwrite else set())
         if earlier is not None and earlier.get("settings") != shared and kept:
             raise UserError(
                 f"{self.path}: holds results of other settings ({_differences(earlier.get('settings'), shared)}); "
                 "choose another --save_path" + ("" if overwrite else " or --overwrite")
             )
-        if earlier is None or earlier.get("settings") != shared:
-            write_text(config, json.dumps({"settings": shared}, indent=2) + "\n")
-        else:
-            with replacing(config) as file:  # shows before the first step whether the folder can be written
-                file.write(config.read_bytes())
+        # Written even where it is there: that shows before the first step whether the folder can be written.
+        write_text(*self._config)
 
     def file(self, name, suffix):
         """Path of a file of image ``name``."""
@@ -83,7 +81,11 @@ class ResultFolder:
         with open(path, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The holder before may have removed the file after it was opened here: then the lock binds nobody.
+                mine = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
             except OSError:
+                mine = False
+            if not mine:
                 yield False
                 return
             try:
@@ -112,6 +114,8 @@ class ResultFolder:
 
     def save(self, name, record, run, image, kernel):
         """Write the image, the kernel, the networks, the history and, last, the record of image ``name``."""
+        if not self._config[0].exists():
+            write_text(*self._config)
         write_image(self.file(name, "_x.png"), image)
         write_image(self.file(name, "_k.png"), kernel / kernel.max())
         write_torch(self.file(name, "_xnet.pth"), run.G_x.state_dict())
@@ -200,8 +204,7 @@ def write_torch(path, content):
     """Write tensors, and dictionaries and lists of them, with `torch.save`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with replacing(path) as file:
-        file.write(buffer.getbuffer())
+    write_bytes(path, buffer.getbuffer())
 
 
 def read_torch(path):

@@ -52,7 +52,7 @@ class _Item:
 _LEVIN = (
     _Item("im1_kernel5_img", "camera.png", True, 24, 56, 128, 128, 2),
     _Item("im2_kernel3_img", "astronaut.png", True, 4, 48, 128, 128, 7),
-    _Item("im3_kernel2_img", "page.png", False, 8, 8, 128, 128, 0),
+    _Item("im3_kernel2_img", "chelsea.png", True, 4, 40, 128, 128, 0),
 )
 _LAI = (
     _Item("manmade_01_kernel_01", "coffee.png", True, 14, 56, 144, 176, 9),
@@ -113,6 +113,7 @@ def _crop(item, h, w, *, colour):
     if source.ndim == 3 and not colour:
         source = (299 * source[..., 0] + 587 * source[..., 1] + 114 * source[..., 2] + 500) // 1000
     if item.halve:
+        source = source[: source.shape[0] // 2 * 2, : source.shape[1] // 2 * 2]
         source = (source[::2, ::2] + source[1::2, ::2] + source[::2, 1::2] + source[1::2, 1::2] + 2) // 4
     rows = slice(item.row, item.row + item.height + h - 1)
     columns = slice(item.column, item.column + item.width + w - 1)

@@ -1,15 +1,17 @@
 """The method: two untrained generators fitted jointly to one blurry image.
 
-Read `Run.step` next to section 3 of Ren et al., "Neural Blind Deconvolution
+Read `Run.gradient` next to section 3 of Ren et al., "Neural Blind Deconvolution
 Using Deep Priors" (CVPR 2020). Everything here is a tensor; files, colours and
 benchmarks are dealt with elsewhere.
 """
 
+from functools import partial
+
 import torch
 
 from networks import KernelGenerator, SkipGenerator
-from selfdeblur.forward import blur
-from selfdeblur.losses import DSSIM, mse, total_variation
+from selfdeblur.forward import blur, blur_plain
+from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 
 Z_CHANNELS, Z_FEATURES, Z_SCALE = 8, 200, 0.1
 
@@ -29,6 +31,8 @@ class Run:
     settings : Settings
     kernel : tensor (1, 1, h, w), optional
         Known kernel in correlation sense; with it only G_x is fitted.
+    plain : bool
+        Take every piece in its plain form: slower, the same numbers to rounding.
 
     Attributes
     ----------
@@ -37,46 +41,69 @@ class Run:
         The objective at each step done so far.
     """
 
-    def __init__(self, y, kernel_size, settings, *, kernel=None):
+    def __init__(self, y, kernel_size, settings, *, kernel=None, plain=False):
         self.y, self.settings, self.kernel = y, settings, kernel
         self.rng = torch.Generator()
         self.z_x = draw_z_x(y.shape[-2:], kernel_size, seed=settings.seed, rng=self.rng).to(y)
         self.z_k = draw_z_k(seed=settings.seed).to(y)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.G_x = SkipGenerator(Z_CHANNELS).to(y)
+            self.G_x = SkipGenerator(Z_CHANNELS, plain=plain).to(y)
             self.G_k = KernelGenerator(kernel_size).to(y)
         groups = [{"params": self.G_x.parameters(), "lr": settings.lr_image}]
         if kernel is None:
             groups.append({"params": self.G_k.parameters(), "lr": settings.lr_kernel})
-        self.optimiser = torch.optim.Adam(groups, fused=True)
+        self.optimiser = torch.optim.Adam(groups, fused=not plain)
         self.rates = [group["lr"] for group in groups]
-        self.dssim = DSSIM(y)
+        self.blur = blur_plain if plain else blur
+        self.dssim = partial(dssim_plain, y=y) if plain else DSSIM(y)
         self.steps_done = 0
         self.losses = torch.zeros(settings.num_iter, dtype=y.dtype, device=y.device)
 
     def step(self):
-        """One step of Adam on the objective; returns nothing, the loss goes to ``losses``."""
+        """One step of Adam on the objective; the loss goes to ``losses``."""
+        self.gradient()
+        self.update()
+
+    def gradient(self):
+        """The objective and its gradient, by all that a step does but the update.
+
+        Where it is given up by an exception, the run is as it was before.
+        """
         settings, step = self.settings, self.steps_done
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * 0.5 ** sum(step >= milestone for milestone in settings.milestones)
+        before = self.rng.get_state()
+        try:
+            z_x = self.z_x
+            if settings.input_noise:
+                z_x = z_x + settings.input_noise * torch.randn(z_x.shape, generator=self.rng).to(z_x)
+            x = self.G_x(z_x)
+            k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
+            y_hat = self.blur(x, k)
 
-        z_x = self.z_x
-        if settings.input_noise:
-            z_x = z_x + settings.input_noise * torch.randn(z_x.shape, generator=self.rng).to(z_x)
-        x = self.G_x(z_x)
-        k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
-        y_hat = blur(x, k)
+            loss = mse(y_hat, self.y) if self.data_term(step) == "mse" else self.dssim(y_hat)
+            if settings.tv_weight:
+                loss = loss + settings.tv_weight * total_variation(x)
 
-        loss = mse(y_hat, self.y) if self.data_term(step) == "mse" else self.dssim(y_hat)
-        if settings.tv_weight:
-            loss = loss + settings.tv_weight * total_variation(x)
-
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
+            self.optimiser.zero_grad()
+            loss.backward()
+        except BaseException:
+            self.rng.set_state(before)
+            raise
         self.losses[step] = loss.detach()
+
+    def update(self):
+        """Move the parameters by the gradient."""
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            halvings = sum(self.steps_done >= milestone for milestone in self.settings.milestones)
+            group["lr"] = rate * 0.5**halvings
+        self.optimiser.step()
         self.steps_done += 1
+
+    def is_finite(self):
+        """Whether the last loss and all parameters are numbers."""
+        last = self.losses[max(self.steps_done - 1, 0)]
+        parts = [last, *self.G_x.parameters(), *self.G_k.parameters()]
+        return all(bool(torch.isfinite(part).all()) for part in parts)
 
     def data_term(self, step):
         """Name of the data term at a step (counted from 0): "mse" or "1-ssim"."""
@@ -98,6 +125,7 @@ class Run:
         return {
             "steps_done": self.steps_done,
             "losses": self.losses[: self.steps_done].cpu(),
+            "rates": list(self.rates),
             "rng": self.rng.get_state(),
             "G_x": self.G_x.state_dict(),
             "G_k": self.G_k.state_dict(),
@@ -108,6 +136,7 @@ class Run:
         """Go on from a state that `state_dict` gave, of a run with the same image and settings."""
         self.steps_done = state["steps_done"]
         self.losses[: self.steps_done] = state["losses"]
+        self.rates = list(state["rates"])
         self.rng.set_state(state["rng"])
         self.G_x.load_state_dict(state["G_x"])
         self.G_k.load_state_dict(state["G_k"])

@@ -1,0 +1,207 @@
+"""Networks read back from files: ours, the authors', and those of somebody who means harm."""
+
+import os
+import pickle
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared_folder
+from torch import nn
+
+from networks import SkipGenerator
+from selfdeblur import UserError, load_model
+from selfdeblur.images import read_image
+from selfdeblur.results import write_torch
+
+
+class Concat(nn.Module):
+    """Stand-in with the place and the parts of the authors' class."""
+
+    def __init__(self, *branches):
+        super().__init__()
+        for i, branch in enumerate(branches):
+            self.add_module(str(i), branch)
+
+
+class NONLocalBlock2D(nn.Module):
+    """Stand-in with the place and the parts of the authors' class."""
+
+    def __init__(self, channels):
+        super().__init__()
+        half = channels // 2
+        self.g = nn.Sequential(nn.Conv2d(channels, half, 1), nn.MaxPool2d(2))
+        self.W = nn.Sequential(nn.Conv2d(half, channels, 1), nn.BatchNorm2d(channels))
+        self.theta = nn.Conv2d(channels, half, 1)
+        self.phi = nn.Sequential(nn.Conv2d(channels, half, 1), nn.MaxPool2d(2))
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """The stand-ins under the module names that the authors' files name."""
+    for cls, name in ((Concat, "networks.common"), (NONLocalBlock2D, "networks.non_local_dot_product")):
+        module = types.ModuleType(name)
+        setattr(module, cls.__name__, cls)
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(cls, "__module__", name)
+
+
+def conv(inside, outside, size, stride=1):
+    layer = nn.Conv2d(inside, outside, size, stride)
+    return nn.Sequential(nn.ReflectionPad2d(size // 2), layer) if size > 1 else nn.Sequential(layer)
+
+
+def original(channels=8, width=128, skip=16, scales=5):
+    """The image generator nested as the authors' program nests it."""
+
+    def level(scale, inside):
+        deeper = [conv(inside, width, 3, 2), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
+        if scale > 1:
+            deeper.append(NONLocalBlock2D(width))
+        deeper += [conv(width, width, 3), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
+        if scale + 1 < scales:
+            deeper.append(nn.Sequential(*level(scale + 1, width)))
+        deeper.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+        branch = nn.Sequential(conv(inside, skip, 1), nn.BatchNorm2d(skip), nn.LeakyReLU(0.2))
+        joined = [Concat(branch, nn.Sequential(*deeper)), nn.BatchNorm2d(skip + width)]
+        up = [conv(skip + width, width, 3), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
+        return [*joined, *up, conv(width, width, 1), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
+
+    return nn.Sequential(*level(0, channels), conv(width, 1, 1), nn.Sigmoid())
+
+
+def run_original(module, x):
+    """What the authors' program computes, layer by layer, on the stand-ins."""
+    if isinstance(module, Concat):
+        parts = [run_original(branch, x) for branch in module.children()]
+        height, width = (min(p.shape[d] for p in parts) for d in (2, 3))
+        cut = [p[:, :, (p.shape[2] - height) // 2 :, (p.shape[3] - width) // 2 :][:, :, :height, :width] for p in parts]
+        return torch.cat(cut, 1)
+    if isinstance(module, NONLocalBlock2D):
+        theta, phi, g = (part(x).flatten(2) for part in (module.theta, module.phi, module.g))
+        y = theta.transpose(1, 2) @ phi @ g.transpose(1, 2) / phi.shape[2]
+        return x + module.W(y.transpose(1, 2).reshape(1, -1, *x.shape[2:]))
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            x = run_original(child, x)
+        return x
+    return module(x)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["torch 1.6", "torch 1.0"])
+def test_the_authors_image_generator(tmp_path, stand_ins, zipped):
+    torch.manual_seed(0)
+    net = original()
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    path = tmp_path / "im1_xnet.pth"
+    torch.save(net, path, _use_new_zipfile_serialization=zipped)
+    model = load_model(path, image_size=(40, 44), kernel_size=(5, 3))
+    z_x = torch.rand(1, 8, 44, 46, generator=torch.Generator().manual_seed(0)) * 0.1
+    with torch.no_grad():
+        expected = run_original(net, z_x)[0, 0, 2:-2, 1:-1].numpy()
+    assert model.image.shape == (40, 44)
+    assert np.abs(model.image - expected).max() < 1e-3
+    assert expected.std() > 0.02
+
+
+def test_the_authors_kernel_of_a_real_run():
+    folder = shared_folder() / "reference" / "models"
+    if not folder.is_dir():
+        pytest.skip("NOT TESTED: a model of the authors' program, because the reference folder is not here")
+    kernel = load_model(folder / "im1_kernel5_img_knet.pth").kernel
+    saved = read_image(folder / "im1_kernel5_img_k.png")
+    assert kernel.shape == saved.shape == (11, 11)
+    # The authors' program cuts the digits off where it makes 8 bits.
+    assert np.abs(kernel / kernel.max() - saved).max() <= 1 / 255
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_authors_kernel_generator(tmp_path, zipped):
+    net = nn.Sequential(nn.Linear(200, 1000), nn.ReLU6(), nn.Linear(1000, 49), nn.Softmax(dim=0))
+    path = tmp_path / "a_knet.pth"
+    torch.save(net, path, _use_new_zipfile_serialization=zipped)
+    z = torch.rand(200, generator=torch.Generator().manual_seed(0)) * 0.1
+    with torch.no_grad():
+        expected = net(z).view(7, 7).numpy()
+    assert np.abs(load_model(path).kernel - expected).max() < 1e-6
+
+
+def test_our_own_image_generator_needs_the_sizes(tmp_path):
+    path = tmp_path / "a_xnet.pth"
+    write_torch(path, SkipGenerator().state_dict())
+    with pytest.raises(UserError, match="sizes"):
+        _ = load_model(path).image
+    assert load_model(path, image_size=(33, 34), kernel_size=(3, 3)).image.shape == (33, 34)
+
+
+class Planted:
+    """Would make a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def planted_files(folder, trap):
+    plain = pickle.dumps(Planted(trap), protocol=2)
+    (folder / "pickle_knet.pth").write_bytes(plain)
+    torch.save({"layers.2.bias": Planted(trap)}, folder / "zip_knet.pth")
+    torch.save({"layers.2.bias": Planted(trap)}, folder / "stream_knet.pth", _use_new_zipfile_serialization=False)
+    stream = (folder / "stream_knet.pth").read_bytes()
+    (folder / "first_knet.pth").write_bytes(plain + stream)
+    with zipfile.ZipFile(folder / "entry_knet.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", plain)
+        archive.writestr("archive/version", "3")
+    hidden = nn.Sequential(nn.Linear(200, 1000), nn.ReLU6(), nn.Linear(1000, 49))
+    hidden[1].extra = Planted(trap)
+    torch.save(hidden, folder / "hidden_knet.pth")
+
+
+@pytest.mark.parametrize("name", ["pickle", "zip", "stream", "first", "entry", "hidden"])
+def test_planted_code_is_not_run(tmp_path, name):
+    trap = tmp_path / "trap"
+    planted_files(tmp_path, trap)
+    with pytest.raises(UserError) as error:
+        load_model(tmp_path / f"{name}_knet.pth")
+    assert "\n" not in str(error.value)
+    assert not trap.exists()
+
+
+def test_planted_code_would_run_otherwise(tmp_path):
+    trap = tmp_path / "trap"
+    planted_files(tmp_path, trap)
+    pickle.loads((tmp_path / "pickle_knet.pth").read_bytes())
+    assert trap.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_models_are_refused_in_one_line(tmp_path, zipped):
+    net = nn.Sequential(nn.Linear(200, 10), nn.ReLU6(), nn.Linear(10, 9), nn.Softmax(dim=0))
+    path = tmp_path / "a_knet.pth"
+    torch.save(net, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    cases = [content[: len(content) * i // 20] for i in range(20)]
+    for _ in range(60):
+        changed = bytearray(content)
+        for position in rng.integers(0, min(len(content), 3000), 3):
+            changed[position] = rng.integers(256)
+        cases.append(bytes(changed))
+    for case in cases:
+        path.write_bytes(case)
+        # Even the whole one does not fit: it has 10 hidden units.
+        with pytest.raises(UserError) as error:
+            load_model(path)
+        assert "\n" not in str(error.value)
+        assert str(path) in str(error.value)
+
+
+def test_a_missing_model(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_model(tmp_path / "a_xnet.pth")
