@@ -27,7 +27,8 @@ def main(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--image_size", type=int, nargs=2, default=(255, 255), metavar=("H", "W"))
     parser.add_argument("--kernel_size", type=int, nargs="+", default=(21, 21), metavar="K")
-    parser.add_argument("--steps", type=int, default=5, help="steps that count, after two that do not")
+    parser.add_argument("--steps", type=int, default=5, help="steps that count")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them that do not")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--preset", choices=[name for name in PRESETS if name != "nonblind"], default="release")
     parser.add_argument("--mse_steps", type=int, default=0, help="0: the data term is 1 - SSIM from the start")
@@ -41,9 +42,11 @@ def main(argv=None):
     device, kernel_size = choose_device(args.device), check_kernel_size(args.kernel_size)
     changes = {"mse_steps": args.mse_steps} if args.preset == "release" else {}
     y = torch.rand(1, 1, *args.image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    run = Run(y, kernel_size, make_settings(args.preset, num_iter=args.steps + 2, **changes), plain=args.plain)
+    run = Run(
+        y, kernel_size, make_settings(args.preset, num_iter=args.steps + args.warmup, **changes), plain=args.plain
+    )
     seconds, cpu = [], []
-    while run.steps_done < args.steps + 2:
+    while run.steps_done < run.settings.num_iter:
         begun, begun_cpu = time.perf_counter(), time.process_time()
         run.step()
         if device.type == "cuda":
@@ -51,8 +54,8 @@ def main(argv=None):
         seconds.append(time.perf_counter() - begun)
         cpu.append(time.process_time() - begun_cpu)
     line = {
-        "seconds_per_step": round(statistics.median(seconds[2:]), 4),
-        "cpu_seconds_per_step": round(statistics.median(cpu[2:]), 4),
+        "seconds_per_step": round(statistics.median(seconds[args.warmup :]), 4),
+        "cpu_seconds_per_step": round(statistics.median(cpu[args.warmup :]), 4),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "form": "plain" if args.plain else "fast",
         "image_size": list(args.image_size),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 SLOPE = 0.2
 # Positions worked on at a time where several cheap operations follow each other, so that they stay in the cache.
-BLOCK = 1024
+BLOCK = 2048
 
 
 def generate(net, z):
