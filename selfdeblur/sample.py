@@ -52,7 +52,7 @@ class _Item:
 _LEVIN = (
     _Item("im1_kernel5_img", "camera.png", True, 24, 56, 128, 128, 2),
     _Item("im2_kernel3_img", "astronaut.png", True, 4, 48, 128, 128, 7),
-    _Item("im3_kernel2_img", "chelsea.png", True, 4, 40, 128, 128, 0),
+    _Item("im3_kernel5_img", "coffee.png", True, 30, 90, 128, 128, 2),
 )
 _LAI = (
     _Item("manmade_01_kernel_01", "coffee.png", True, 14, 56, 144, 176, 9),

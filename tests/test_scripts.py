@@ -15,6 +15,8 @@ import torch
 from conftest import ROOT
 
 from networks import KernelGenerator, SkipGenerator
+from selfdeblur.benchmarks import LEVIN
+from selfdeblur.cli import benchmark_main
 
 LEVIN_NAME, LAI_NAME = "im1_kernel5_img", "text_01_kernel_01"
 
@@ -191,11 +193,17 @@ def mistake_of_one_image(process):
         ),
     ],
 )
-def test_a_mistake_is_one_line(folder, arguments, word):
+def test_a_mistake_is_one_line(folder, arguments, word, monkeypatch, capsys):
     (folder / "empty").mkdir()
     cv2.imwrite(str(folder / "black.png"), np.zeros((5, 5), np.uint8))
-    assert word in mistake(levin(folder, "--num_iter", 1, *arguments, cwd=folder))
-    assert not list((folder / "out").glob("*_x.png")) if (folder / "out").exists() else True
+    monkeypatch.chdir(folder)
+    assert benchmark_main(LEVIN, ["--data_path=data", "--save_path=out", "--num_iter=1", *arguments]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+    assert word in errors
+    assert not list(folder.glob("out/*_x.png"))
 
 
 def test_an_image_smaller_than_the_kernel(folder):
