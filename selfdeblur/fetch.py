@@ -295,7 +295,7 @@ def _opener():
 
 def _one_line(error):
     """Text of an error as one line of printable characters: part of it may come from the server or the zip file."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
     return "".join(c if c.isprintable() else "?" for c in text)[:200] or type(error).__name__
 
 
