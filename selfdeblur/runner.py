@@ -90,20 +90,27 @@ def deblur_files(jobs, folder, *, device, save_frequency=0, checkpoint_every=0):
                     if not mine:
                         counts["in work elsewhere"] += 1
                         continue
-                    work = _Work(job, folder, device, save_frequency, checkpoint_every, signals)
-                    counts[work.do()] += 1
+                    counts[_deblur_file(job, folder, device, save_frequency, checkpoint_every, signals)] += 1
             except OutputError:
                 raise
             except UserError as error:
                 failures[job.name] = str(error)
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
-                    raise
-                failures[job.name] = f"{job.path}: out of memory on {device.type}; try a smaller image"
-            if job.name in failures:
-                print(f"error: {failures[job.name]}", file=sys.stderr)
+                print(f"error: {error}", file=sys.stderr)
     folder.record_failures(failures)
     return counts, failures
+
+
+def _deblur_file(job, folder, device, *options):
+    """Do one job on the device or, where its memory is too small, on the CPU; returns what became of it."""
+    try:
+        return _Work(job, folder, device, *options).do()
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+    if device.type == "cpu":
+        raise UserError(f"{job.path}: the memory of this machine is too small for an image and a kernel of this size")
+    print(f"warning: {job.name}: the memory of {device} is too small; going on with the CPU", file=sys.stderr)
+    return _deblur_file(job, folder, torch.device("cpu"), *options)
 
 
 class _Work:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from selfdeblur import UserError, files
+from selfdeblur import UserError, files, runner
 from selfdeblur.benchmarks import LEVIN
 from selfdeblur.cli import benchmark_main
 from selfdeblur.errors import OutputError
@@ -199,8 +199,26 @@ def test_running_out_of_memory_is_a_failure_of_one_image(data, monkeypatch, caps
 
     monkeypatch.setattr(Run, "gradient", greedy)
     assert levin(data, "--num_iter", 1) == 2
-    assert "out of memory" in capsys.readouterr().err
+    assert "memory of this machine is too small" in capsys.readouterr().err
     assert (data / "out" / "im2_kernel5_img_x.png").exists()
+
+
+def test_a_gpu_that_is_too_small_hands_over_to_the_cpu(data, monkeypatch, capsys):
+    settings = make_settings(num_iter=2)
+    job = runner.Job(data / "data" / f"{NAME}.png", (5, 5), settings)
+    folder = ResultFolder(data / "out", settings.as_dict(), images=[NAME])
+    begin = runner.start
+
+    def start(y, size, settings, *, device, kernel):
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return begin(y, size, settings, device=device, kernel=kernel)
+
+    monkeypatch.setattr(runner, "start", start)
+    counts, failures = runner.deblur_files([job], folder, device=torch.device("cuda"))
+    assert (counts["deblurred"], failures) == (1, {})
+    assert "going on with the CPU" in capsys.readouterr().err
+    assert json.loads((data / "out" / f"{NAME}.json").read_text())["device"].startswith("cpu")
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
