@@ -44,8 +44,10 @@ def _benchmark_main(benchmark, argv):
     counts, failures = deblur_files(
         jobs, folder, device=device, save_frequency=args.save_frequency, checkpoint_every=args.checkpoint_every
     )
-    done = ", ".join([f"{n} {what}" for what, n in counts.items() if n] + [f"{len(failures)} failed"] * bool(failures))
-    print(f"{len(jobs)} of {args.data_path}: {done}; see {args.save_path}")
+    parts = [f"{number} {what}" for what, number in counts.items() if number]
+    if parts:
+        failed = [f"{len(failures)} failed"] if failures else []
+        print(f"{len(jobs)} of {args.data_path}: {', '.join(parts + failed)}; see {args.save_path}")
     return 2 if failures else 0
 
 
