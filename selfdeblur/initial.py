@@ -1,12 +1,14 @@
 """A first guess of kernel and sharp image by classical means: no training, no generator.
 
-`estimate_kernel` alternates, from a coarse to the full scale, between a sharp
-image whose gradients are few (the L0 prior of Xu, Zheng and Jia, "Unnatural L0
-sparse representation for natural image deblurring", CVPR 2013) and the kernel
-that best explains the blurry gradients given the sharp ones. `deconvolve`
-finds the sharp image for a given kernel, with the sparse gradient prior of
-Levin, Fergus, Durand and Freeman, "Image and depth from a conventional camera
-with a coded aperture", SIGGRAPH 2007.
+`coarse_to_fine_kernel` alternates, from a coarse to the full scale, between a
+sharp image whose gradients are few (the L0 prior of Xu, Zheng and Jia,
+"Unnatural L0 sparse representation for natural image deblurring", CVPR 2013)
+and the kernel that best explains the blurry gradients given the sharp ones.
+`estimate_kernel` does so with several settings, keeps the result of least
+`free_energy` and refines it. `deconvolve` finds the sharp image for a given
+kernel, with the sparse gradient prior of Levin, Fergus, Durand and Freeman,
+"Image and depth from a conventional camera with a coded aperture", SIGGRAPH
+2007.
 
 Everything here is greyscale, and every kernel is meant in the correlation
 sense of `selfdeblur.forward`.
@@ -50,10 +52,38 @@ class _Blur:
         return self._crop(x_spectrum * self.spectrum(y).conj(), self.kernel_size)
 
 
-def estimate_kernel(
-    y, kernel_size, *, gradient_weight=4e-3, kernel_weight=8.0, steps=5, kernel_steps=20, first_direction="horizontal"
+def estimate_kernel(y, kernel_size, *, kernel_weights=(0.15, 0.45), rounds=2, **options):
+    """Estimate the kernel that blurred an image: candidates, a choice that needs no truth, a refinement.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel_size : (int, int)
+        Size (h, w) of the kernel, odd.
+    kernel_weights : sequence of float
+        One `coarse_to_fine_kernel` is estimated for each; the one of least
+        `free_energy` is kept.
+    rounds : int
+        Rounds of `refine_kernel` for the one kept.
+    **options
+        Handed to `coarse_to_fine_kernel`.
+
+    Returns
+    -------
+    tensor of float32, (h, w)
+        Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    candidates = [coarse_to_fine_kernel(y, kernel_size, kernel_weight=w, **options) for w in kernel_weights]
+    kernel = min(candidates, key=lambda k: free_energy(y, k)) if len(candidates) > 1 else candidates[0]
+    return refine_kernel(y, kernel, rounds=rounds)
+
+
+def coarse_to_fine_kernel(
+    y, kernel_size, *, gradient_weight=4e-3, kernel_weight=0.15, steps=5, kernel_steps=20, first_direction="horizontal"
 ):
-    """Estimate the kernel that blurred an image, coarse to fine.
+    """Estimate a kernel from a coarse to the full scale with the L0 gradient prior.
 
     Parameters
     ----------
@@ -67,7 +97,9 @@ def estimate_kernel(
         images keep only the strongest edges.
     kernel_weight : float
         Cost of the kernel's sum of squares, against the squared error of the
-        gradients summed over the image.
+        gradients summed over the image, as a share of the sum of squared
+        gradients of y at full scale. So contrast and size of the image do not
+        matter, and coarse scales, which have fewer pixels, smooth more.
     steps : int
         Steps (one image, one kernel) at each scale.
     kernel_steps : int
@@ -78,20 +110,22 @@ def estimate_kernel(
     Returns
     -------
     tensor of float32, (h, w)
-        Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
+        Kernel as `estimate_kernel` returns it.
 
     Notes
     -----
     Neighbouring scales differ by a factor of sqrt(2); the coarsest has a
     kernel of about 5 px, or an image of about 30 px. The kernel is fitted in
-    the valid region only, so it does not see the image's border.
+    the valid region only, so it does not see the image's border. Nothing is
+    cut off below a threshold: thin, faint parts of a trail carry much of the
+    blur, and the projection on the simplex removes weak noise by itself.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
+    weight = kernel_weight * _gradients(y).square().sum()
     scales = [1.0]
-    while (
-        _odd(max(kernel_size) * scales[-1]) > COARSEST_KERNEL
-        and min(y.shape) * scales[-1] / PYRAMID_RATIO > COARSEST_IMAGE
-    ):
+    while _odd(max(kernel_size) * scales[-1]) > COARSEST_KERNEL:
+        if min(y.shape) * scales[-1] / PYRAMID_RATIO <= COARSEST_IMAGE:
+            break
         scales.append(scales[-1] / PYRAMID_RATIO)
     kernel = None
     for scale in reversed(scales):
@@ -102,9 +136,94 @@ def estimate_kernel(
         latent = _FewGradients(y_scaled, size)
         for _ in range(steps):
             x_gradients = _gradients(latent(kernel, gradient_weight))
-            kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=kernel_weight, steps=kernel_steps)
+            kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=weight, steps=kernel_steps)
             gradient_weight = max(gradient_weight / 1.1, 1e-4)
     return _centre(kernel)
+
+
+def refine_kernel(y, kernel, *, rounds=2, kernel_weight=0.7, kernel_steps=20):
+    """Sharpen a good kernel: alternate `deconvolve` and the least squares kernel at full scale.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel : tensor or ndarray, (h, w)
+        Kernel to start from.
+    rounds : int
+        More than a few drift: with a low weight the kernel turns ever
+        narrower, with a high one ever wider.
+    kernel_weight, kernel_steps
+        As in `coarse_to_fine_kernel`.
+
+    Returns
+    -------
+    tensor of float32, (h, w)
+        Kernel as `estimate_kernel` returns it.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
+    y_gradients = _gradients(y)
+    weight = kernel_weight * y_gradients.square().sum()
+    blur = _Blur(y_gradients.shape[-2:], kernel.shape)
+    for _ in range(rounds):
+        x_gradients = _gradients(deconvolve(y, kernel))
+        kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=weight, steps=kernel_steps)
+    return _centre(kernel)
+
+
+def free_energy(y, kernel, *, rounds=10, steps=10):
+    """How badly a kernel explains the blurry image when all sharp images are weighed, not only the best one.
+
+    The variational bound of sparse Bayesian deconvolution, see Wipf and Zhang,
+    "Revisiting Bayesian blind deconvolution", JMLR 2014: each gradient of x is
+    normal with a variance of its own, its posterior has an independent spread
+    at each pixel. Unlike the energy of a single best image it does not by
+    itself favour the kernel that does nothing.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel : tensor or ndarray, (h, w)
+        Kernel to judge.
+    rounds, steps : int
+        Times the variances are renewed; conjugate gradient steps for each.
+
+    Returns
+    -------
+    float
+        Lower is better; comparable among kernels of one size for one image.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
+    noise = 1e-5 + 2 * noise_level(y) ** 2
+    y = _gradients(y)
+    blur = _Blur(y.shape[-2:], kernel.shape)
+    k_spectrum = blur.spectrum(kernel)
+    precision = blur.transpose_in_x(torch.ones_like(y[:1]), blur.spectrum(kernel**2)).clamp(min=1e-8) / noise
+    right_side = blur.transpose_in_x(y, k_spectrum) / noise
+    x = torch.zeros_like(right_side)
+    (top, left) = (n // 2 for n in kernel.shape)
+    x[:, top : top + y.shape[1], left : left + y.shape[2]] = y
+    variance = torch.full_like(x, float(y.square().mean())).clamp(min=1e-10)
+    for _ in range(rounds):
+        spread = 1 / (precision + 1 / variance)
+
+        def matrix(v, variance=variance):
+            return blur.transpose_in_x(blur.forward(blur.spectrum(v), k_spectrum), k_spectrum) / noise + v / variance
+
+        x = _conjugate_gradients(matrix, right_side, x, steps, scaling=spread)
+        variance = (x**2 + spread).clamp(min=1e-10)
+    error = (y - blur.forward(blur.spectrum(x), k_spectrum)).square().sum() / noise
+    return float(error + (x**2 / variance).sum() + (variance / spread).log().sum())
+
+
+def noise_level(y):
+    """Standard deviation of white noise in an image (H, W), from the median of its finest mixed differences."""
+    rows = y[2:] - 2 * y[1:-1] + y[:-2]
+    mixed = rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2]
+    return float(mixed.abs().median()) / 0.6745 / 6
 
 
 def deconvolve(y, kernel, *, weight=1e-4, exponent=0.8, rounds=4, steps=20):
@@ -188,7 +307,7 @@ def fit_kernel(blur, y, x, kernel, *, weight, steps):
     direction = kernel / kernel.norm()
     for _ in range(8):
         product = matrix(direction)
-        largest = product.norm()
+        largest = product.norm().clamp(min=1e-12)
         direction = product / largest
     largest = 1.05 * largest
     ahead, t = kernel, 1.0
@@ -252,19 +371,21 @@ def _extend_periodically(y, kernel_size):
     return fixed + filling * free
 
 
-def _conjugate_gradients(matrix, right_side, x, steps):
+def _conjugate_gradients(matrix, right_side, x, steps, scaling=1.0):
+    """Solve matrix(x) = right_side from x on; ``scaling`` is the inverse of the matrix's diagonal, if known."""
     residual = right_side - matrix(x)
-    direction, power = residual, (residual * residual).sum()
-    enough = 1e-10 * (right_side * right_side).sum()
+    scaled = scaling * residual
+    direction, power = scaled, (residual * scaled).sum()
+    enough = 1e-10 * (right_side * scaling * right_side).sum()
     for _ in range(steps):
         if power <= enough:
             break
         product = matrix(direction)
         length = power / (direction * product).sum()
-        x = x + length * direction
-        residual = residual - length * product
-        new_power = (residual * residual).sum()
-        direction, power = residual + (new_power / power) * direction, new_power
+        x, residual = x + length * direction, residual - length * product
+        scaled = scaling * residual
+        new_power = (residual * scaled).sum()
+        direction, power = scaled + (new_power / power) * direction, new_power
     return x
 
 

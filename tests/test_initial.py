@@ -6,7 +6,7 @@ import torch
 from scipy.signal import correlate, fftconvolve
 from skimage import data
 
-from selfdeblur.initial import deconvolve, estimate_kernel
+from selfdeblur.initial import deconvolve, estimate_kernel, free_energy, noise_level
 from selfdeblur.kernels import camera_shake_kernel
 
 
@@ -75,3 +75,23 @@ def test_deconvolution_by_a_single_pixel_gives_the_image_back():
     kernel = torch.zeros(5, 5)
     kernel[2, 2] = 1
     assert torch.allclose(deconvolve(y, kernel, weight=1e-6)[2:-2, 2:-2], y, atol=1e-3)
+
+
+def test_free_energy_prefers_the_true_kernel():
+    _, kernel, y = blurred("camera", 160, 11, 5, 1e-3)
+    nothing, flat = np.zeros((11, 11)), np.full((11, 11), 1 / 121)
+    nothing[5, 5] = 1
+    true = free_energy(y, kernel)
+    for wrong in (nothing, flat, kernel[::-1].copy()):
+        assert true < free_energy(y, wrong)
+
+
+def test_noise_level():
+    noise = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
+    assert noise_level(0.5 + 0.01 * noise) == pytest.approx(0.01, rel=0.05)
+
+
+def test_an_image_without_gradients_gives_a_kernel():
+    kernel = estimate_kernel(torch.full((64, 64), 0.5), (7, 7))
+    assert kernel.isfinite().all()
+    assert float(kernel.sum()) == pytest.approx(1, abs=1e-5)
