@@ -24,6 +24,7 @@ else
     folder=datasets/sample/$benchmark
     save=results/sample/$benchmark
     options=(--num_iter 400 --mse_steps 150 --save_frequency 0)
+    if [ "$benchmark" = lai ]; then options+=(--kernel_size 13); fi
     echo "The $benchmark benchmark is not in datasets/$benchmark, so this deblurs the sample instead, in few steps."
     echo "To get the benchmark: python -m selfdeblur fetch $benchmark"
     "$python" -m selfdeblur sample >/dev/null
