@@ -56,7 +56,7 @@ def test_kernel_has_the_orientation_of_the_forward_model():
 
 def test_oblong_images_and_kernels():
     _, _, y = blurred("camera", 128, 13, 4)
-    found = estimate_kernel(y[:100], (13, 9), steps=1)
+    found = estimate_kernel(y[:100], (13, 9), candidates=[{"steps": 1}])
     assert found.shape == (13, 9)
     assert deconvolve(y[:100], found).shape == (112, 136)
 
