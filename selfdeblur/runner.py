@@ -125,6 +125,7 @@ class _Work:
         self.y = read_image(job.path)
         self.identity = job.identity()
         if self.folder.finished(job.name, self.identity):
+            self.folder.remove_checkpoint(job.name)  # left where a run ended between its last two writes
             return "finished before"
         self.restarts = 0
         self.begun = time.monotonic()
