@@ -19,8 +19,8 @@ from selfdeblur.images import read_image
 from selfdeblur.results import file_hash
 from selfdeblur.settings import Settings
 
-# Writing one takes a fraction of a second: far below 2 % of the time.
-CHECKPOINT_SECONDS = 60
+# About one a minute, and on a slow disk so seldom that writing them takes less than 2 % of the time.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 60, 0.02
 RESTARTS = 3
 
 
@@ -152,6 +152,7 @@ class _Work:
             raise UserError(f"{job.path}: {error}") from error
         self.seconds_before = self.folder.load_checkpoint(job.name, self.identity, self.run)
         self.begun = self.written = time.monotonic()
+        self.interval = CHECKPOINT_SECONDS
 
     def step(self):
         run = self.run
@@ -169,7 +170,7 @@ class _Work:
         done = run.steps_done
         if self.save_frequency and done % self.save_frequency == 0 and done < self.job.settings.num_iter:
             self.save()
-        late = time.monotonic() - self.written > CHECKPOINT_SECONDS
+        late = time.monotonic() - self.written > self.interval
         if done % self.checkpoint_every == 0 if self.checkpoint_every else late:
             self.checkpoint()
 
@@ -192,8 +193,10 @@ class _Work:
 
     def checkpoint(self):
         if self.run.steps_done and self.run.is_finite():
+            begun = time.monotonic()
             self.folder.save_checkpoint(self.job.name, self.identity, self.seconds(), self.run)
             self.written = time.monotonic()
+            self.interval = max(CHECKPOINT_SECONDS, (self.written - begun) / CHECKPOINT_SHARE)
 
     def seconds(self):
         return self.seconds_before + time.monotonic() - self.begun

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from fuzzing import EDITS, FUZZ, edit
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -935,19 +936,7 @@ def test_image_that_is_no_kernel(path, array, words):
 
 # Fuzzing: FUZZ_EXAMPLES sets how long
 
-FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 200)), deadline=None, suppress_health_check=list(HealthCheck)
-)
-EDITS = st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6), st.integers(0, 6)), max_size=6)
 SEEDS = [content for content, *_ in ODD.values() if len(content) < 20000] + [c for c in WHOLE.values()]
-
-
-def edit(content, edits):
-    content = bytearray(content)
-    for place, insert, delete in edits:
-        at = int(place**2 * len(content))  # more of them in the header
-        content[at : at + delete] = insert
-    return bytes(content)
 
 
 def mended(content):

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared_folder
+from fuzzing import EDITS, FUZZ, edit
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from networks import SkipGenerator
 from selfdeblur import UserError, load_model
 from selfdeblur.images import read_image
-from selfdeblur.results import write_torch
+from selfdeblur.results import read_json, read_torch, write_torch
 
 
 class Concat(nn.Module):
@@ -205,3 +208,49 @@ def test_damaged_models_are_refused_in_one_line(tmp_path, zipped):
 def test_a_missing_model(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load_model(tmp_path / "a_xnet.pth")
+
+
+@pytest.fixture(scope="module")
+def whole_models(tmp_path_factory):
+    """Whole files of each kind: the authors', in both formats, and ours."""
+    folder = tmp_path_factory.mktemp("whole")
+    net = nn.Sequential(nn.Linear(200, 4), nn.ReLU6(), nn.Linear(4, 9), nn.Softmax(dim=0))
+    torch.save(net, folder / "a")
+    torch.save(net, folder / "b", _use_new_zipfile_serialization=False)
+    torch.save(net.state_dict(), folder / "c")
+    torch.save({"steps_done": 1, "losses": torch.zeros(1)}, folder / "d", _use_new_zipfile_serialization=False)
+    return [(folder / name).read_bytes() for name in "abcd"]
+
+
+def test_a_damaged_pickle_that_breaks_off_in_its_own_way(tmp_path):
+    # Found by the fuzzer: an operation on an empty stack, an IndexError in the reader of torch.
+    (tmp_path / "a_knet.pth").write_bytes(b"q\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+    for read in (load_model, read_torch):
+        with pytest.raises(UserError):
+            read(tmp_path / "a_knet.pth")
+
+
+@FUZZ
+@given(which=st.integers(0, 3), edits=EDITS)
+def test_fuzz_models(tmp_path_factory, whole_models, which, edits):
+    path = tmp_path_factory.getbasetemp() / "fuzz_knet.pth"
+    path.write_bytes(edit(whole_models[which], edits))
+    for read in (load_model, read_torch):
+        try:
+            read(path)
+        except UserError as error:
+            said = str(error)
+            assert "\n" not in said
+            assert len(said) < 500
+
+
+@FUZZ
+@given(edits=EDITS)
+def test_fuzz_records(tmp_path_factory, edits):
+    path = tmp_path_factory.getbasetemp() / "fuzz.json"
+    path.write_bytes(edit(b'{"settings": {"seed": 0, "milestones": [1, 2.5e3]}, "finished": true, "a": null}', edits))
+    try:
+        assert isinstance(read_json(path), dict)
+    except UserError as error:
+        said = str(error)
+        assert "\n" not in said
