@@ -29,6 +29,8 @@ CANDIDATES = (
     {"kernel_weight": 0.45},
     {"kernel_weight": 0.15, "coarsest_kernel": 3},
     {"kernel_weight": 0.15, "coarsest_kernel": 3, "gradient_weight": 1e-2},
+    {"kernel_weight": 0.3, "coarsest_kernel": 3},
+    {"kernel_weight": 0.15, "steps": 10},
 )
 
 
