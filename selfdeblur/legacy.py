@@ -91,7 +91,8 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _NAMES[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}") from None
+            # What a damaged file names can be of any length and hold anything.
+            raise pickle.UnpicklingError(f"it names {f'{module}.{name}'[:60]!r}") from None
 
     def persistent_load(self, pid):
         if not isinstance(pid, tuple) or not pid:

@@ -230,6 +230,15 @@ def test_a_damaged_pickle_that_breaks_off_in_its_own_way(tmp_path):
             read(tmp_path / "a_knet.pth")
 
 
+def test_a_name_of_any_length_and_kind(tmp_path):
+    # Found by the fuzzer: a name that goes on over line ends is not repeated as it is.
+    (tmp_path / "a_knet.pth").write_bytes(b"ccollections" + 300 * b"q\x01\x7f\r" + b"\nOrdered\nq\x00.")
+    with pytest.raises(UserError) as error:
+        load_model(tmp_path / "a_knet.pth")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
 @FUZZ
 @given(which=st.integers(0, 3), edits=EDITS)
 def test_fuzz_models(tmp_path_factory, whole_models, which, edits):
