@@ -24,6 +24,7 @@ from selfdeblur import metrics, scoring
 from selfdeblur.errors import UserError
 from selfdeblur.files import write_text
 from selfdeblur.images import SUFFIXES, read_image
+from selfdeblur.results import file_hash
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -559,7 +560,7 @@ def _made_from(path, record):
     """Whether a record says that its result was made from this very file."""
     identity = record.get("identity")
     known = identity.get("blurry_sha256") if isinstance(identity, dict) else None
-    return path is not None and known == hashlib.sha256(path.read_bytes()).hexdigest()
+    return path is not None and known == file_hash(path)
 
 
 def _rows_without_scores(benchmark, folder, records):

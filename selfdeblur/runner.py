@@ -128,7 +128,6 @@ class _Work:
             self.folder.remove_checkpoint(job.name)  # left where a run ended between its last two writes
             return "finished before"
         self.restarts = 0
-        self.begun = time.monotonic()
         self.start()
         num_iter = job.settings.num_iter
         with tqdm(total=num_iter, initial=self.run.steps_done, desc=job.name, unit="step", disable=None) as bar:

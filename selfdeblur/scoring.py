@@ -4,7 +4,6 @@ A row is made for each image of the benchmark, whether its result is there or
 not, so that a part of the benchmark never looks like the whole.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -20,6 +19,7 @@ from selfdeblur.arguments import Parser, guarded
 from selfdeblur.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
 from selfdeblur.images import SUFFIXES, read_image, write_image
+from selfdeblur.results import read_json
 from selfdeblur.tables import SCORES, add_to_record, groups_of, write_csv
 
 BENCHMARKS = {b.name: b for b in (LEVIN, LAI)}
@@ -508,14 +508,14 @@ def _similarity(path, truths, name):
 
 def _run(path):
     """What the record of a run says; a record that cannot be read is noted."""
-    if not path.is_file():
-        return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
+        if record is None:
+            return {}
         settings = record.get("settings") or {}
         facts = {key: record.get(key, settings.get(key)) for key in RUN}
         return facts | {"finished": record.get("finished") is True}
-    except (OSError, ValueError, AttributeError):
+    except (UserError, AttributeError):
         return {"finished": False, "note": f"{path.name} cannot be read, so the run counts as unfinished"}
 
 
