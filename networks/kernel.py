@@ -1,5 +1,6 @@
 """The kernel generator G_k: a fully connected network with one hidden layer."""
 
+import torch
 from torch import nn
 
 
@@ -30,3 +31,10 @@ class KernelGenerator(nn.Module):
     def forward(self, z):
         """Map z, shape (in_features,), to a kernel of shape (1, 1, h, w)."""
         return self.layers(z).view(1, 1, *self.kernel_size)
+
+    @torch.no_grad()
+    def start_at(self, z, kernel):
+        """Set the last biases so that ``z`` gives ``kernel`` (h, w), non-negative, with 1e-6 in the place of 0."""
+        _, relu, last, _ = self.layers
+        hidden = relu(self.layers[0](z))
+        last.bias.copy_((kernel.flatten() + 1e-6).log() - last.weight @ hidden)

@@ -12,6 +12,7 @@ lai) blurry=uniform_ycbcr truth=ground_truth save=results/lai/uniform ;;
 esac
 folder=datasets/$benchmark
 options=()
+sample=no
 
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
@@ -23,15 +24,31 @@ if compgen -G "$folder/$blurry/*.png" >/dev/null; then
 else
     folder=datasets/sample/$benchmark
     save=results/sample/$benchmark
-    options=(--num_iter 400 --mse_steps 150 --save_frequency 0)
-    if [ "$benchmark" = lai ]; then options+=(--kernel_size 13); fi
-    echo "The $benchmark benchmark is not in datasets/$benchmark, so this deblurs the sample instead, in few steps."
+    sample=yes
+    echo "The $benchmark benchmark is not in datasets/$benchmark, so this deblurs the sample instead."
     echo "To get the benchmark: python -m selfdeblur fetch $benchmark"
     "$python" -m selfdeblur sample >/dev/null
 fi
 
 data=$folder/$blurry
 arguments=("$@")
+case " ${arguments[*]} " in
+*" --preset"[\ =]* | *" --kernel"[\ =]*) ;;
+*)
+    if "$python" -c "import sys, torch; sys.exit(torch.cuda.is_available())"; then
+        echo "There is no GPU, so this takes the preset fast instead of release; choose with --preset."
+        options=(--preset fast)
+        if [ "$sample" = no ]; then save=results/fast/${save#results/}; fi
+    elif [ "$sample" = yes ]; then
+        echo "On the sample the preset release takes few steps."
+        options=(--num_iter 400 --mse_steps 150)
+    fi
+    ;;
+esac
+if [ "$sample" = yes ]; then
+    options+=(--save_frequency 0)
+    if [ "$benchmark" = lai ]; then options+=(--kernel_size 13); fi
+fi
 for ((i = 0; i < ${#arguments[@]}; i++)); do
     case ${arguments[i]} in
     --save[-_]path=*) save=${arguments[i]#*=} ;;

@@ -29,6 +29,9 @@ class Result:
     settings : Settings
     seconds : float
         Time that the steps took.
+    quality : dict
+        What speaks for or against the result, judged without the sharp image:
+        see `selfdeblur.quality.assess`.
     """
 
     image: np.ndarray
@@ -36,6 +39,7 @@ class Result:
     history: dict[str, np.ndarray] = field(repr=False)
     settings: Settings
     seconds: float
+    quality: dict = field(repr=False)
 
 
 def deblur(
@@ -61,7 +65,7 @@ def deblur(
     kernel_size : int or (int, int)
         Size (h, w) of the kernel, odd; rather too large than too small. Not
         needed where ``kernel`` is given.
-    preset : {"release", "paper", "nonblind"}
+    preset : {"release", "paper", "nonblind", "fast"}
         See `selfdeblur.PRESETS`.
     num_iter : int, optional
         Steps; by default those of the preset.
@@ -106,7 +110,7 @@ def deblur(
                 bar.set_postfix(loss=f"{run.losses[run.steps_done - 1].item():.3e}", refresh=False)
     image, k = finish(run, y)
     seconds = time.monotonic() - begun
-    return Result(image, k, {"loss": run.losses.cpu().numpy()}, settings, seconds)
+    return Result(image, k, {"loss": run.losses.cpu().numpy()}, settings, seconds, run.quality())
 
 
 def start(y, kernel_size, settings, *, device=None, kernel=None):

@@ -15,6 +15,9 @@ from selfdeblur.legacy import read_legacy
 from selfdeblur.results import read_json, read_torch
 from selfdeblur.solver import Z_CHANNELS, centre, draw_z_k, draw_z_x
 
+# A damaged file may claim any size.
+MOST_SCALES, MOST_CHANNELS = 8, 512
+
 
 class KernelModel:
     """A fitted kernel generator, see `load_model`.
@@ -48,14 +51,15 @@ class ImageModel:
     def __init__(self, path, state, image_size, kernel_size, seed):
         self.image_size, self.kernel_size = image_size, kernel_size
         self._path, self._seed = path, seed
-        self._net = _filled(SkipGenerator(Z_CHANNELS), path, state)
+        self._guide = state.pop("guide", None)
+        self._net = _filled(_generator(state), path, state)
 
     @property
     @torch.no_grad()
     def image(self):
         if self.image_size is None or self.kernel_size is None:
             raise UserError(f"{self._path}: the sizes of image and kernel are not known; give both to load_model")
-        z_x = draw_z_x(self.image_size, self.kernel_size, seed=self._seed)
+        z_x = draw_z_x(self.image_size, self.kernel_size, seed=self._seed) if self._guide is None else self._guide
         return centre(self._net(z_x), self.kernel_size)[0, 0].numpy()
 
 
@@ -150,6 +154,17 @@ def _reproduce_file(path, folder, kernel_size):
         written.append(folder / f"{name}_x.png")
         write_image(written[-1], with_luminance(y, model.image))
     return written
+
+
+def _generator(state):
+    """A generator of the shape that the tensors of a state have; of the released shape where they are no such state."""
+    refined = [state.get(f"scales.{i}.refine.0.weight") for i in range(MOST_SCALES)]
+    channels = tuple(len(weight) for weight in refined if weight is not None and weight.dim() == 4)
+    first = state.get("scales.0.down.0.weight")
+    if not channels or first is None or first.dim() != 4 or max(channels) > MOST_CHANNELS:
+        return SkipGenerator(Z_CHANNELS)
+    non_local = (i for i in range(len(channels)) if f"scales.{i}.non_local.theta.weight" in state)
+    return SkipGenerator(first.shape[1], channels=channels, non_local_from=next(non_local, len(channels)))
 
 
 def _filled(net, path, state):

@@ -117,7 +117,7 @@ class ResultFolder:
             write_text(*self._config)
         write_image(self.file(name, "_x.png"), image)
         write_image(self.file(name, "_k.png"), kernel / kernel.max())
-        write_torch(self.file(name, "_xnet.pth"), run.G_x.state_dict())
+        write_torch(self.file(name, "_xnet.pth"), run.image_state())
         if run.kernel is None:
             write_torch(self.file(name, "_knet.pth"), run.G_k.state_dict())
         history = io.StringIO()

@@ -139,6 +139,8 @@ class _Work:
                     bar.set_postfix(loss=f"{self.run.losses[done - 1].item():.3e}", refresh=False)
         self.save()
         self.folder.remove_checkpoint(job.name)
+        for reason in self.run.quality()["reasons"]:
+            print(f"doubtful: {job.name}: {reason}", file=sys.stderr)
         return "deblurred"
 
     def start(self):
@@ -167,7 +169,7 @@ class _Work:
             return
         run.update()
         done = run.steps_done
-        if self.save_frequency and done % self.save_frequency == 0 and done < self.job.settings.num_iter:
+        if self.save_frequency and done % self.save_frequency == 0 and done < self.job.settings.num_iter and run.whole:
             self.save()
         late = time.monotonic() - self.written > self.interval
         if done % self.checkpoint_every == 0 if self.checkpoint_every else late:
@@ -181,9 +183,9 @@ class _Work:
                 f"{self.job.path}: the loss is not a number at step {step}, {RESTARTS} restarts did not help"
             )
         self.restarts += 1
-        rates = self.run.rates
+        slowed = self.run.slowed
         self.start()
-        self.run.rates = [rate / 2 for rate in rates]
+        self.run.slowed = slowed + 1
         print(
             f"warning: {self.job.name}: the loss is not a number at step {step}; "
             f"again from step {self.run.steps_done} with a halved learning rate",
@@ -203,6 +205,7 @@ class _Work:
     def save(self):
         run, job = self.run, self.job
         image, kernel = finish(run, self.y)
+        finished = run.steps_done == job.settings.num_iter
         record = {
             "image": job.name,
             "blurry": str(job.path),
@@ -210,10 +213,11 @@ class _Work:
             "kernel_size": list(job.kernel_size),
             "settings": job.settings.as_dict(),
             "steps": run.steps_done,
-            "finished": run.steps_done == job.settings.num_iter,
+            "finished": finished,
             "loss": run.losses[run.steps_done - 1].item(),
             "seconds": round(self.seconds(), 2),
             "restarts": self.restarts,
+            "quality": run.quality() if finished else None,
             "device": _describe(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

@@ -1,10 +1,12 @@
 """The settings of a run, and the presets: what each of them changes from the paper."""
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 
 from selfdeblur.errors import UserError
+from selfdeblur.quality import DOUBT
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,27 @@ class Settings:
         Standard deviation of the noise added to z_x at each step.
     seed : int
         Seed of the inputs, of the networks' start and of the input noise.
+    channels : tuple of int
+        Channels of G_x at each scale, finest first.
+    non_local : bool
+        Whether G_x has non-local blocks, from its third scale on.
+    kernel_from : tuple of str
+        What G_k starts at: the kernel of a stage, where "estimate" is that of
+        `selfdeblur.initial`. Of two the first is taken unless it is doubtful,
+        see ``doubt``. Empty: as it is drawn.
+    doubt : float
+        The first of two kernels is doubtful if `selfdeblur.quality.disagreement`
+        of the two is larger than this.
+    guided : bool
+        G_x sees the image that `selfdeblur.initial.deconvolve` finds with the
+        kernel that G_k starts at, instead of noise.
+    window : int or None
+        The stage fits only a square of y of at most this side, the one with the
+        most structure: enough to find the kernel, which is the same everywhere.
+    stages : tuple of dict
+        Stages of the run, one after the other: the name of each and what it
+        changes from the other settings. ``num_iter`` is the sum of theirs.
+        Empty: one stage, with these settings.
     """
 
     preset: str = "release"
@@ -41,9 +64,17 @@ class Settings:
     milestones: tuple[int, ...] = (2000, 3000, 4000)
     input_noise: float = 1e-3
     seed: int = 0
+    channels: tuple[int, ...] = (128,) * 5
+    non_local: bool = True
+    kernel_from: tuple[str, ...] = ()
+    doubt: float = 0.0
+    guided: bool = False
+    window: int | None = None
+    stages: tuple[dict, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("milestones", "channels", "kernel_from", "stages"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, lowest in (("num_iter", 1), ("mse_steps", 0), ("seed", 0)):
             value = getattr(self, name)
             if not (isinstance(value, int) or (value is None and name == "mse_steps")):
@@ -57,7 +88,17 @@ class Settings:
 
     def as_dict(self):
         """The settings as a dictionary that JSON can hold."""
-        return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def each_stage(self):
+        """The settings of each stage by its name, in order."""
+        if not self.stages:
+            return {self.preset: self}
+        whole = dataclasses.replace(self, stages=())
+        return {
+            stage["name"]: dataclasses.replace(whole, **{key: stage[key] for key in stage if key != "name"})
+            for stage in self.stages
+        }
 
 
 # What each preset is, then what it changes from the defaults above, which are the released program's.
@@ -74,6 +115,37 @@ PRESETS = {
         "the released program for a known kernel: only the image generator is fitted, with 1 - SSIM",
         {"num_iter": 1000, "mse_steps": 0, "milestones": (700, 800, 900)},
     ),
+    "fast": (
+        "no part of the paper: a classical estimate of the kernel, checked against a short fit of thin networks that "
+        "start at it, then a short fit whose image generator sees the deconvolved image",
+        {
+            "num_iter": 360,
+            "stages": (
+                {
+                    "name": "check",
+                    "num_iter": 240,
+                    "mse_steps": 0,
+                    "lr_kernel": 5e-4,
+                    "channels": (32,) * 4,
+                    "kernel_from": ("estimate",),
+                    "window": 320,
+                },
+                {
+                    "name": "guided",
+                    "num_iter": 120,
+                    "mse_steps": 20,
+                    "milestones": (80, 100),
+                    "lr_kernel": 5e-4,
+                    "channels": (32,) * 3,
+                    "kernel_from": ("estimate", "check"),
+                    "doubt": DOUBT,
+                    "guided": True,
+                },
+            ),
+            "non_local": False,
+            "milestones": (),
+        },
+    ),
 }
 
 
@@ -82,7 +154,7 @@ def make_settings(preset="release", **changes):
 
     Parameters
     ----------
-    preset : {"release", "paper", "nonblind"}
+    preset : {"release", "paper", "nonblind", "fast"}
     **changes
         Fields of `Settings`; a value of None for num_iter keeps the preset's.
 
@@ -95,7 +167,20 @@ def make_settings(preset="release", **changes):
         raise UserError(f"preset: {preset!r} is unknown; the presets are {', '.join(PRESETS)}")
     if changes.get("num_iter", 0) is None:
         del changes["num_iter"]
+    values = {"preset": preset, **PRESETS[preset][1], **changes}
+    if stages := values.get("stages"):
+        whole = sum(stage["num_iter"] for stage in stages)
+        wanted = changes.get("num_iter", whole)
+        if wanted < len(stages):
+            raise UserError(f"num_iter: {wanted}: preset {preset} needs at least {len(stages)} steps, one a stage")
+        for name in changes.keys() - {"num_iter"}:
+            if any(name in stage for stage in stages):
+                raise UserError(f"{name}: preset {preset} sets it for each of its stages; choose another preset")
+        shares = [max(stage["num_iter"] * wanted // whole, 1) for stage in stages]
+        shares[-1] += wanted - sum(shares)
+        values["num_iter"] = wanted
+        values["stages"] = tuple({**stage, "num_iter": n} for stage, n in zip(stages, shares, strict=True))
     unknown = changes.keys() - {field.name for field in dataclasses.fields(Settings)}
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
-    return Settings(**{"preset": preset, **PRESETS[preset][1], **changes})
+    return Settings(**values)

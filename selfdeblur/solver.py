@@ -10,7 +10,9 @@ from functools import partial
 import torch
 
 from networks import KernelGenerator, SkipGenerator
+from selfdeblur import quality
 from selfdeblur.forward import blur, blur_plain
+from selfdeblur.initial import deconvolve, estimate_kernel
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 
 Z_CHANNELS, Z_FEATURES, Z_SCALE = 8, 200, 0.1
@@ -19,8 +21,10 @@ Z_CHANNELS, Z_FEATURES, Z_SCALE = 8, 200, 0.1
 class Run:
     """The fit of one image: the networks, the optimiser and all that a step needs.
 
-    All random numbers are drawn on the CPU, so a seed means the same start on
-    every device.
+    A run has one stage or several (see `Settings`). Each stage fits networks of
+    its own by the same step; what a stage hands on is its kernel. All random
+    numbers are drawn on the CPU, so a seed means the same start on every
+    device.
 
     Parameters
     ----------
@@ -39,26 +43,75 @@ class Run:
     steps_done : int
     losses : tensor (num_iter,)
         The objective at each step done so far.
+    stage : str
+        Name of the stage that the run is in, "" before the first one.
+    kernels : dict of str to tensor (h, w)
+        The kernels handed on so far, by the stage that found them.
+    disagreement : float or None
+        `quality.disagreement` of the two kernels between which a stage chose.
+    slowed : int
+        How often the learning rates were halved besides the milestones.
     """
 
     def __init__(self, y, kernel_size, settings, *, kernel=None, plain=False):
-        self.y, self.settings, self.kernel = y, settings, kernel
-        self.rng = torch.Generator()
-        self.z_x = draw_z_x(y.shape[-2:], kernel_size, seed=settings.seed, rng=self.rng).to(y)
-        self.z_k = draw_z_k(seed=settings.seed).to(y)
+        self.y, self.kernel_size, self.settings, self.kernel, self.plain = y, kernel_size, settings, kernel, plain
+        self.blur = blur_plain if plain else blur
+        self.losses = torch.zeros(settings.num_iter, dtype=y.dtype, device=y.device)
+        self.stages = settings.each_stage()
+        self.kernels, self.disagreement, self.steps_done, self.slowed = {}, None, 0, 0
+        self.stage, self.stage_end = "", 0
+        first = next(iter(self.stages))
+        if not self.stages[first].kernel_from:  # else it takes seconds and is left for the first step
+            self._enter(first, None)
+
+    def _next_stage(self):
+        """Go from the end of a stage, or from before the first one, to the next."""
+        names = list(self.stages)
+        name = names[names.index(self.stage) + 1] if self.stage else names[0]
+        kernels = dict(self.kernels)
+        if self.stage:
+            kernels[self.stage] = self._outputs()[1][0, 0]
+        settings = self.stages[name]
+        if "estimate" in settings.kernel_from and "estimate" not in kernels:
+            kernels["estimate"] = estimate_kernel(self.y[0, 0], self.kernel_size).to(self.y)
+        wanted = [kernels[source] for source in settings.kernel_from]
+        disagreement = self.disagreement
+        if len(wanted) == 2:
+            disagreement = quality.disagreement(self.y[0, 0], *wanted)
+            wanted = wanted[disagreement > settings.doubt :]
+        self._enter(name, wanted[0] if wanted else None)
+        self.kernels, self.disagreement = kernels, disagreement
+
+    def _enter(self, name, kernel):
+        """Draw inputs and networks for a stage; G_k starts at ``kernel`` (h, w) if one is given."""
+        settings, like = self.stages[name], self.y
+        if settings.window:
+            rows, columns = quality.busiest_window(like[0, 0], settings.window)
+            like = like[..., rows, columns].contiguous()
+        rng = torch.Generator()
+        z_x = draw_z_x(like.shape[-2:], self.kernel_size, seed=settings.seed, rng=rng).to(like)
+        if settings.guided:
+            z_x = deconvolve(like[0, 0], kernel).clamp(0, 1).to(like)[None, None]
+        z_k = draw_z_k(seed=settings.seed).to(like)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.G_x = SkipGenerator(Z_CHANNELS, plain=plain).to(y)
-            self.G_k = KernelGenerator(kernel_size).to(y)
-        groups = [{"params": self.G_x.parameters(), "lr": settings.lr_image}]
-        if kernel is None:
-            groups.append({"params": self.G_k.parameters(), "lr": settings.lr_kernel})
-        self.optimiser = torch.optim.Adam(groups, fused=not plain)
+            non_local_from = 2 if settings.non_local else len(settings.channels)
+            G_x = SkipGenerator(
+                z_x.shape[1], channels=settings.channels, non_local_from=non_local_from, plain=self.plain
+            ).to(like)
+            G_k = KernelGenerator(self.kernel_size).to(like)
+        if kernel is not None:
+            G_k.start_at(z_k, kernel)
+        groups = [{"params": G_x.parameters(), "lr": settings.lr_image}]
+        if self.kernel is None:
+            groups.append({"params": G_k.parameters(), "lr": settings.lr_kernel})
+        self.optimiser = torch.optim.Adam(groups, fused=not self.plain)
+        self.target, self.dssim = like, partial(dssim_plain, y=like) if self.plain else DSSIM(like)
+        self.rng, self.z_x, self.z_k, self.G_x, self.G_k = rng, z_x, z_k, G_x, G_k
         self.rates = [group["lr"] for group in groups]
-        self.blur = blur_plain if plain else blur
-        self.dssim = partial(dssim_plain, y=y) if plain else DSSIM(y)
-        self.steps_done = 0
-        self.losses = torch.zeros(settings.num_iter, dtype=y.dtype, device=y.device)
+        self.stage, self.kernel_start = name, kernel
+        self.stage_begin = self.stage_end
+        self.stage_end = self.stage_begin + settings.num_iter
 
     def step(self):
         """One step of Adam on the objective; the loss goes to ``losses``."""
@@ -70,7 +123,9 @@ class Run:
 
         Where it is given up by an exception, the run is as it was before.
         """
-        settings, step = self.settings, self.steps_done
+        if self.steps_done == self.stage_end:
+            self._next_stage()
+        settings, step = self.stages[self.stage], self.steps_done
         before = self.rng.get_state()
         try:
             z_x = self.z_x
@@ -80,7 +135,7 @@ class Run:
             k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
             y_hat = self.blur(x, k)
 
-            loss = mse(y_hat, self.y) if self.data_term(step) == "mse" else self.dssim(y_hat)
+            loss = mse(y_hat, self.target) if self.data_term(step) == "mse" else self.dssim(y_hat)
             if settings.tv_weight:
                 loss = loss + settings.tv_weight * total_variation(x)
 
@@ -93,8 +148,9 @@ class Run:
 
     def update(self):
         """Move the parameters by the gradient."""
+        step = self.steps_done - self.stage_begin
+        halvings = self.slowed + sum(step >= milestone for milestone in self.stages[self.stage].milestones)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            halvings = sum(self.steps_done >= milestone for milestone in self.settings.milestones)
             group["lr"] = rate * 0.5**halvings
         self.optimiser.step()
         self.steps_done += 1
@@ -106,26 +162,49 @@ class Run:
         return all(bool(torch.isfinite(part).all()) for part in parts)
 
     def data_term(self, step):
-        """Name of the data term at a step (counted from 0): "mse" or "1-ssim"."""
-        switch = self.settings.mse_steps
-        return "mse" if switch is None or step < switch else "1-ssim"
+        """Name of the data term at a step of the run (counted from 0): "mse" or "1-ssim"."""
+        for settings in self.stages.values():
+            if step < settings.num_iter:
+                break
+            step -= settings.num_iter
+        return "mse" if settings.mse_steps is None or step < settings.mse_steps else "1-ssim"
 
     @torch.no_grad()
-    def result(self):
-        """The image (H, W), the centre of G_x(z_x), and the kernel (h, w), G_k(z_k), both on the CPU.
+    def _outputs(self):
+        """G_x(z_x) and G_k(z_k), without the noise of the steps, so the networks alone give the result again."""
+        return self.G_x(self.z_x), self.kernel if self.kernel is not None else self.G_k(self.z_k)
 
-        z_x is taken as it is, without the noise of the steps, so the networks
-        alone give the result again.
-        """
-        k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
-        return centre(self.G_x(self.z_x), k.shape[-2:])[0, 0].cpu(), k[0, 0].cpu()
+    def result(self):
+        """The image (H, W), the centre of G_x(z_x), and the kernel (h, w), G_k(z_k), both on the CPU."""
+        x, k = self._outputs()
+        return centre(x, k.shape[-2:])[0, 0].cpu(), k[0, 0].cpu()
+
+    @property
+    def whole(self):
+        """Whether the stage fits all of y, not only a window."""
+        return self.target.shape == self.y.shape
+
+    def quality(self):
+        """What `selfdeblur.quality.assess` says of the result so far."""
+        x, k = self._outputs()
+        return quality.assess(self.y[0, 0], x[0, 0], k[0, 0], self.disagreement)
+
+    def image_state(self):
+        """The state of G_x and, in a guided stage, the image that it sees as ``guide``: what `models` needs."""
+        guide = {"guide": self.z_x} if self.stages[self.stage].guided else {}
+        return {**self.G_x.state_dict(), **guide}
 
     def state_dict(self):
         """All that `load_state_dict` needs to go on as if there had been no interruption."""
         return {
+            "stage": self.stage,
+            "stage_begin": self.stage_begin,
+            "kernels": {name: kernel.cpu() for name, kernel in self.kernels.items()},
+            "disagreement": self.disagreement,
+            "kernel_start": None if self.kernel_start is None else self.kernel_start.cpu(),
             "steps_done": self.steps_done,
             "losses": self.losses[: self.steps_done].cpu(),
-            "rates": list(self.rates),
+            "slowed": self.slowed,
             "rng": self.rng.get_state(),
             "G_x": self.G_x.state_dict(),
             "G_k": self.G_k.state_dict(),
@@ -134,9 +213,13 @@ class Run:
 
     def load_state_dict(self, state):
         """Go on from a state that `state_dict` gave, of a run with the same image and settings."""
-        self.steps_done = state["steps_done"]
+        start = state["kernel_start"]
+        self.stage_end = state["stage_begin"]
+        self._enter(state["stage"], None if start is None else start.to(self.y))
+        self.kernels = {name: kernel.to(self.y) for name, kernel in state["kernels"].items()}
+        self.disagreement, self.steps_done = state["disagreement"], state["steps_done"]
         self.losses[: self.steps_done] = state["losses"]
-        self.rates = list(state["rates"])
+        self.slowed = state["slowed"]
         self.rng.set_state(state["rng"])
         self.G_x.load_state_dict(state["G_x"])
         self.G_k.load_state_dict(state["G_k"])

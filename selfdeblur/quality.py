@@ -1,0 +1,138 @@
+"""How far a result may be trusted, judged without the sharp image."""
+
+import torch
+import torch.nn.functional as F
+
+from selfdeblur.forward import blur
+from selfdeblur.initial import deconvolve, noise_level
+
+# Two kernels whose images differ by more than this, see `disagreement`, cannot both be nearly right.
+DOUBT = 0.027
+
+# What a kernel does wrong at large, ghosts and halos, is left after a Gaussian of this share of the kernel's size.
+SHARE = 1 / 6
+
+
+def assess(y, x, kernel, disagreed=None):
+    """Look for the ways in which blind deconvolution is known to fail.
+
+    Parameters
+    ----------
+    y : tensor (H, W)
+        Blurry image, 0..1.
+    x : tensor (H + h - 1, W + w - 1)
+        Sharp image on the padded grid, 0..1.
+    kernel : tensor (h, w)
+        Kernel, sum 1, correlation sense.
+    disagreed : float, optional
+        `disagreement` of two estimates of the kernel, if there were two.
+
+    Returns
+    -------
+    dict
+        ``doubtful`` (bool), ``reasons`` (list of str) and the measures behind
+        them: ``kernel_peak``, the largest entry; ``kernel_spread``, the
+        exponential of the entropy over the number of entries, 1 for a flat
+        kernel; ``kernel_rim``, the share of the sum in the outermost row and
+        column at each side; ``contrast``, standard deviation of the image over
+        that of y; ``misfit``, root mean square of y - k ⊗ x; ``disagreement``.
+    """
+    size = kernel.shape
+    inner = kernel[1:-1, 1:-1].sum() if min(size) > 2 else kernel.sum()
+    middle = x[size[0] // 2 : x.shape[0] - size[0] // 2, size[1] // 2 : x.shape[1] - size[1] // 2]
+    measures = {
+        "kernel_peak": kernel.max(),
+        "kernel_spread": torch.special.entr(kernel).sum().exp() / kernel.numel(),
+        "kernel_rim": kernel.sum() - inner,
+        "contrast": middle.std() / y.std().clamp(min=1e-6),
+        "misfit": (blur(x[None, None], kernel[None, None])[0, 0] - y).square().mean().sqrt(),
+    }
+    measures = {name: round(float(value), 5) for name, value in measures.items()}
+    reasons = []
+    if kernel.numel() > 1 and measures["kernel_peak"] > 0.9:
+        reasons.append("the kernel is a single point: nothing was deblurred")
+    if kernel.numel() > 25 and measures["kernel_spread"] > 0.5:
+        reasons.append("the kernel is spread over all of its size")
+    if measures["kernel_rim"] > 0.1:
+        reasons.append("the kernel touches its border: try a larger kernel size")
+    if measures["contrast"] < 0.5:
+        reasons.append("the image is flat")
+    if measures["misfit"] > 0.02 + 2 * noise_level(y):
+        reasons.append("image and kernel do not explain the blurry image")
+    if disagreed is not None:
+        measures["disagreement"] = round(disagreed, 5)
+        if disagreed > DOUBT:
+            reasons.append("two estimates of the kernel disagree")
+    return {"doubtful": bool(reasons), "reasons": reasons, **measures}
+
+
+def disagreement(y, first, second):
+    """How much the sharp images that two kernels give differ at large, in shares of the blurry image's contrast.
+
+    Both images are low-passed, because fine detail differs for small errors of
+    a kernel already, while ghosts and halos show that one of them is wrong. A
+    shift between the two, which means nothing, is taken out to first order.
+
+    Parameters
+    ----------
+    y : tensor (H, W)
+        Blurry image, 0..1.
+    first, second : tensor (h, w)
+        Kernels, correlation sense.
+
+    Returns
+    -------
+    float
+        Root mean square of the difference, border aside, over the standard
+        deviation of y.
+    """
+    size = first.shape
+    taps = _gaussian(max(size) * SHARE, y, longest=min(y.shape) // 2)
+    one, two = (_low_pass(deconvolve(y, kernel), taps, size) for kernel in (first, second))
+    mean = (one + two) / 2
+    shifts = torch.stack([(mean[1:-1, 2:] - mean[1:-1, :-2]).flatten(), (mean[2:, 1:-1] - mean[:-2, 1:-1]).flatten()])
+    difference = (one - two)[1:-1, 1:-1].flatten()
+    products = shifts @ shifts.T + 1e-6 * torch.eye(2, dtype=y.dtype, device=y.device)
+    difference = difference - torch.linalg.solve(products, shifts @ difference) @ shifts
+    return float(difference.std() / y.std().clamp(min=1e-3))
+
+
+def _gaussian(sigma, like, *, longest):
+    reach = min(max(round(3 * sigma), 1), longest // 2)
+    offset = torch.arange(-reach, reach + 1, dtype=like.dtype, device=like.device)
+    taps = torch.exp(-(offset**2) / (2 * sigma**2))
+    return taps / taps.sum()
+
+
+def _low_pass(x, taps, size):
+    """The valid part of x under a Gaussian, less half a kernel at each side, which y does not determine."""
+    x = x[size[0] // 2 : x.shape[0] - size[0] // 2, size[1] // 2 : x.shape[1] - size[1] // 2][None, None]
+    return F.conv2d(F.conv2d(x, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[0, 0]
+
+
+def busiest_window(y, side):
+    """The square of at most ``side`` pixels a side with the most structure, as two slices.
+
+    Structure is the mean of the square of the gradient, each pixel's limited to
+    ten times the mean so that single edges do not decide; next to a value of 0
+    or 1, where the image may be clipped and the model does not hold, it is 0.
+
+    Parameters
+    ----------
+    y : tensor (H, W)
+        Image, 0..1.
+    side : int
+
+    Returns
+    -------
+    (slice, slice)
+    """
+    height, width = (min(side, n) for n in y.shape)
+    energy = (y[:-1, 1:] - y[:-1, :-1]).square() + (y[1:, :-1] - y[:-1, :-1]).square()
+    energy = energy.clamp(max=10 * float(energy.mean()))
+    energy[(y[:-1, :-1] <= 0) | (y[:-1, :-1] >= 1)] = 0
+    sums = F.pad(energy.double().cumsum(0).cumsum(1), (1, 1, 1, 1))
+    sums[-1], sums[:, -1] = sums[-2], sums[:, -2]
+    totals = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    top, left = divmod(int(totals.argmax()), totals.shape[1])
+    return slice(top, top + height), slice(left, left + width)
