@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 from selfdeblur.errors import UserError
+from selfdeblur.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Settings:
         Standard deviation of the noise added to z_x at each step.
     seed : int
         Seed of the inputs, of the networks' start and of the input noise.
+    precision : str
+        See `selfdeblur.precision.PRECISIONS`.
     """
 
     preset: str = "release"
@@ -41,6 +44,7 @@ class Settings:
     milestones: tuple[int, ...] = (2000, 3000, 4000)
     input_noise: float = 1e-3
     seed: int = 0
+    precision: str = "float32"
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -54,10 +58,15 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise UserError(f"{name}: {value!r} is not a number of at least 0")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision: {self.precision!r} is unknown; there are {', '.join(PRECISIONS)}")
 
     def as_dict(self):
         """The settings as a dictionary that JSON can hold."""
-        return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        fields = {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        if self.precision == "float32":
+            del fields["precision"]  # results from before there was a choice stay what they are
+        return fields
 
 
 # What each preset is, then what it changes from the defaults above, which are the released program's.

@@ -12,6 +12,7 @@ import torch
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur.forward import blur, blur_plain
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
+from selfdeblur.precision import arithmetic, generator_type
 
 Z_CHANNELS, Z_FEATURES, Z_SCALE = 8, 200, 0.1
 
@@ -76,28 +77,42 @@ class Run:
             z_x = self.z_x
             if settings.input_noise:
                 z_x = z_x + settings.input_noise * torch.randn(z_x.shape, generator=self.rng).to(z_x)
-            x = self.G_x(z_x)
-            k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
-            y_hat = self.blur(x, k)
-
-            loss = mse(y_hat, self.y) if self.data_term(step) == "mse" else self.dssim(y_hat)
-            if settings.tv_weight:
-                loss = loss + settings.tv_weight * total_variation(x)
-
-            self.optimiser.zero_grad()
-            loss.backward()
+            with self.arithmetic():
+                loss = self.objective(z_x, self.data_term(step))
+                self.optimiser.zero_grad()
+                loss.backward()
         except BaseException:
             self.rng.set_state(before)
             raise
         self.losses[step] = loss.detach()
 
+    def objective(self, z_x, data_term):
+        """The objective for an input of G_x, with the data term "mse" or "1-ssim"."""
+        with generator_type(self.settings.precision, z_x.device):
+            x = self.G_x(z_x)
+        k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
+        y_hat = self.blur(x, k)
+
+        loss = mse(y_hat, self.y) if data_term == "mse" else self.dssim(y_hat)
+        if self.settings.tv_weight:
+            loss = loss + self.settings.tv_weight * total_variation(x)
+        return loss
+
     def update(self):
         """Move the parameters by the gradient."""
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            halvings = sum(self.steps_done >= milestone for milestone in self.settings.milestones)
-            group["lr"] = rate * 0.5**halvings
+        for group, rate in zip(self.optimiser.param_groups, self.current_rates(), strict=True):
+            group["lr"] = rate
         self.optimiser.step()
         self.steps_done += 1
+
+    def current_rates(self):
+        """Learning rates of the step to come."""
+        halvings = sum(self.steps_done >= milestone for milestone in self.settings.milestones)
+        return [rate * 0.5**halvings for rate in self.rates]
+
+    def arithmetic(self):
+        """Context of all forward and backward passes of this run."""
+        return arithmetic(self.settings.precision, self.y.device)
 
     def is_finite(self):
         """Whether the last loss and all parameters are numbers."""
@@ -117,8 +132,11 @@ class Run:
         z_x is taken as it is, without the noise of the steps, so the networks
         alone give the result again.
         """
-        k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
-        return centre(self.G_x(self.z_x), k.shape[-2:])[0, 0].cpu(), k[0, 0].cpu()
+        with self.arithmetic():
+            k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
+            with generator_type(self.settings.precision, self.z_x.device):
+                x = self.G_x(self.z_x)
+            return centre(x, k.shape[-2:])[0, 0].cpu(), k[0, 0].cpu()
 
     def state_dict(self):
         """All that `load_state_dict` needs to go on as if there had been no interruption."""
