@@ -129,7 +129,7 @@ class _Batch:
     """Jobs of which at most ``limit`` are in work at once; where one ends, the next one takes its place."""
 
     def __init__(self, jobs, folder, device, save_frequency, checkpoint_every, signals, *, limit):
-        self.folder, self.signals = folder, signals
+        self.folder, self.device, self.signals = folder, device, signals
         self.save_frequency, self.checkpoint_every = save_frequency, checkpoint_every
         self.limit = limit or batch_size(jobs, device)
         self.waiting = deque((job, device) for job in jobs)
@@ -146,7 +146,7 @@ class _Batch:
         """Do all jobs."""
         try:
             while self.works or self.waiting:
-                while self.waiting and len(self.works) < self.limit:
+                while self.waiting and len(self.works) < self._most():
                     work = _Work(*self.waiting.popleft(), self)
                     self.works.append(work)
                     self.clock.share(len(self.works))
@@ -165,6 +165,10 @@ class _Batch:
                 self._let_go(work)
             if self.bar:
                 self.bar.close()
+
+    def _most(self):
+        """How many may be in work; those that a GPU handed over to the CPU come last and one by one."""
+        return self.limit if self.waiting[0][1] == self.device else 1
 
     def _attempt(self, work, action):
         """Open a work or do a step of it, and see to what becomes of it."""
@@ -221,7 +225,7 @@ class _Batch:
             print(f"warning: {job.name}: the memory of {device} is too small; going on with the CPU", file=sys.stderr)
             work.set_aside()
             self._let_go(work)
-            self.waiting.appendleft((job, torch.device("cpu")))
+            self.waiting.append((job, torch.device("cpu")))
 
 
 class _Work:
