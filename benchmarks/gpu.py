@@ -11,8 +11,9 @@ Every measurement is a line of JSON in --log as soon as it is there. What is in 
 settings is not measured again, and images go on from their checkpoints: the same command, given again, goes on where
 it was stopped. At its end, and with --report alone, it prints the log as tables.
 
-Results are computed in float32 unless --precisions says otherwise, and TF32 is off in float32: whether the scores
-bear TF32 or bfloat16 is what step 2 is to tell, with --precisions tf32 bf16 float32.
+Runs of this program are in float32, with TF32 off, unless they are asked for another precision: whether the scores
+bear TF32 or bfloat16 is what part 2 is to tell, so it runs Levin in each. (32 images of 5000 steps of 140 GFLOP in five
+minutes are 75 TFLOP/s, more than an H100 does in float32.)
 """
 
 import contextlib
@@ -104,7 +105,7 @@ def cases(args):
             found += [(size, form, precision, 1) for precision in PRECISIONS]
         found += [(size, "graph", precision, batch) for batch in BATCHES[size] for precision in PRECISIONS]
         found += [(size, form, precision, 1) for form in ("graph tuned", "compiled graph") for precision in PRECISIONS]
-    return found[:: len(found) // 4] if args.trial else found
+    return found[:: len(found) // 2 + 1] if args.trial else found
 
 
 def measure_steps(args, log, card, end):
@@ -263,7 +264,13 @@ def _parser():
     add = parser.add_argument
     add("--minutes", type=float, default=60, help="what is not done by then is left for the next time")
     add("--only", nargs="+", choices=("steps", "levin", "lai"), help="some of the parts, in this order; by default all")
-    add("--precisions", nargs="+", choices=PRECISIONS, default=["float32"], help="of the runs; Lai takes the first")
+    add(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        default=["tf32", "float32", "bf16"],
+        help="of the runs; Lai: the first",
+    )
     add("--num_iter", type=int, default=5000, help="steps of a run")
     add("--batch", default="auto", help="images at once in the runs")
     add("--device", default="cuda")

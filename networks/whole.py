@@ -48,7 +48,7 @@ def pointwise(x, conv, *, bias=True):
 def padded_conv(x, conv):
     """Reflection-padded 3x3 convolution without its bias."""
     weight = conv.weight.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, stride=conv.stride)
+    return F.conv2d(_ReflectionPad.apply(x), weight, stride=conv.stride)
 
 
 def non_local(x, block):
@@ -61,6 +61,22 @@ def non_local(x, block):
     norm = block.norm
     y = F.batch_norm(y.permute(0, 3, 1, 2), None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
     return x + y
+
+
+class _ReflectionPad(torch.autograd.Function):
+    """Reflection padding by 1 that stays channels last; on a GPU, PyTorch's does not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        frame, inner = _frame(x.shape[1], x.shape[2:], x)
+        inner.copy_(x.permute(0, 2, 3, 1))
+        _reflect(frame)
+        return frame.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, g):
+        # The gradient comes from a convolution and has no other reader, so it may be overwritten.
+        return _fold(g.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def join_conv(skip, below, norm, conv):
@@ -105,12 +121,7 @@ class _JoinConv(torch.autograd.Function):
         g_joined, g_scaled, _ = torch.ops.aten.convolution_backward(*arguments, [True, True, False])
         g_scaled = g_scaled.to(weight.dtype)
         g_scale = (g_scaled * weight).sum((0, 2, 3))
-        g_joined = g_joined.permute(0, 2, 3, 1)
-        g_joined[:, :, 2] += g_joined[:, :, 0]
-        g_joined[:, :, -3] += g_joined[:, :, -1]
-        g_joined[:, 2] += g_joined[:, 0]
-        g_joined[:, -3] += g_joined[:, -1]
-        g_inner, inner = g_joined[:, 1:-1, 1:-1], joined.permute(0, 2, 3, 1)[:, 1:-1, 1:-1]
+        g_inner, inner = _fold(g_joined.permute(0, 2, 3, 1)), joined.permute(0, 2, 3, 1)[:, 1:-1, 1:-1]
         # The input reaches the scale through the variance; the way through the mean is closed, see above.
         slope = -(rstd**3) * gamma * g_scale / inner[..., 0].numel()
         g_inner += torch.addcmul(-mean * slope, inner, slope)
@@ -127,15 +138,34 @@ class _JoinConv(torch.autograd.Function):
 def _join(skip, below):
     """The joined tensor with its padding, (1, S + C, H + 2, W + 2), channels last."""
     channels, (height, width) = skip.shape[1], skip.shape[2:]
-    joined = skip.new_empty(1, height + 2, width + 2, channels + below.shape[1])
-    inner = joined[:, 1:-1, 1:-1]
+    joined, inner = _frame(channels + below.shape[1], (height, width), skip)
     inner[..., :channels] = skip.permute(0, 2, 3, 1)
     up = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
     # Upsampling gives at most one row and one column too many; the centre crop takes the first ones.
     inner[..., channels:] = up[:, :, :height, :width].permute(0, 2, 3, 1)
-    joined[:, 0], joined[:, -1] = joined[:, 2], joined[:, -3]
-    joined[:, :, 0], joined[:, :, -1] = joined[:, :, 2], joined[:, :, -3]
+    _reflect(joined)
     return joined.permute(0, 3, 1, 2)
+
+
+def _frame(channels, size, like):
+    """An empty tensor (1, H + 2, W + 2, C) and the view of it without its rim."""
+    frame = like.new_empty(1, size[0] + 2, size[1] + 2, channels)
+    return frame, frame[:, 1:-1, 1:-1]
+
+
+def _reflect(frame):
+    """Fill the rim by reflection."""
+    frame[:, 0], frame[:, -1] = frame[:, 2], frame[:, -3]
+    frame[:, :, 0], frame[:, :, -1] = frame[:, :, 2], frame[:, :, -3]
+
+
+def _fold(g):
+    """The gradient of what is inside the rim, from that of the whole, which is overwritten."""
+    g[:, :, 2] += g[:, :, 0]
+    g[:, :, -3] += g[:, :, -1]
+    g[:, 2] += g[:, 0]
+    g[:, -3] += g[:, -1]
+    return g[:, 1:-1, 1:-1]
 
 
 def _statistics(joined):

@@ -1,7 +1,7 @@
 """Steps that wait for nothing: what makes a run fast on a GPU.
 
 `Run.step` is written to be read. On a GPU most of its time would go into
-starting some 600 small programs one by one, into drawing noise on the CPU and
+starting some 800 small programs one by one, into drawing noise on the CPU and
 into waiting for the loss. Here the same step works on buffers that stay where
 they are, so that it can be recorded once, as a CUDA graph, and then be played
 again as a whole:
@@ -93,6 +93,7 @@ class FixedStep:
                 self.rates_set = rates
             data_term = run.data_term(run.steps_done)
             if data_term != self.data_term:
+                self.settle()  # before the graph's memory goes
                 self.play, self.data_term = None, data_term
                 self._compute()
             else:
