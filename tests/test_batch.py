@@ -87,8 +87,7 @@ def at_step(monkeypatch, number, action):
     monkeypatch.setattr(Run, "objective", spoiled)
 
 
-@WAYS
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "fixed"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_a_signal_leaves_a_checkpoint_of_each(data, tmp_path, monkeypatch, fixed, number, capsys):
     with monkeypatch.context() as patch:
         on_fixed_buffers(patch, fixed)
@@ -132,9 +131,8 @@ def test_a_killed_batch_goes_on(data, tmp_path):
     check(data, tmp_path)
 
 
-@WAYS
-def test_one_image_that_fails_leaves_the_batch(data, tmp_path, monkeypatch, fixed, capsys):
-    on_fixed_buffers(monkeypatch, fixed)
+def test_one_image_that_fails_leaves_the_batch(data, tmp_path, monkeypatch, capsys):
+    on_fixed_buffers(monkeypatch, True)
     (tmp_path / "data").mkdir()
     for name in NAMES:
         (tmp_path / "data" / f"{name}.png").write_bytes((data / "data" / f"{name}.png").read_bytes())
@@ -179,9 +177,8 @@ def test_a_loss_that_is_no_number_concerns_one_image(data, tmp_path, monkeypatch
     assert len(history.splitlines()) == STEPS + 1
 
 
-@WAYS
-def test_a_loss_that_stays_no_number_is_the_failure_of_one_image(data, tmp_path, monkeypatch, fixed, capsys):
-    on_fixed_buffers(monkeypatch, fixed)
+def test_a_loss_that_stays_no_number_is_the_failure_of_one_image(data, tmp_path, monkeypatch, capsys):
+    on_fixed_buffers(monkeypatch, True)
     at_step(monkeypatch, 1, lambda run: spoil(run) if run.y.shape[-2:] == SIZES[2] else None)
     assert levin(data, tmp_path, *OPTIONS, "--batch", 4) == 2
     others = [name for name in NAMES if name != NAMES[2]]
@@ -189,8 +186,7 @@ def test_a_loss_that_stays_no_number_is_the_failure_of_one_image(data, tmp_path,
     assert f"{NAMES[2]}.png: the loss is not a number at step 2, 3 restarts did not help" in capsys.readouterr().err
 
 
-@WAYS
-@pytest.mark.parametrize("where", ["at the start", "in a step"])
+@pytest.mark.parametrize(("where", "fixed"), [("at the start", True), ("in a step", False), ("in a step", True)])
 def test_too_small_a_memory_makes_the_batch_smaller(data, tmp_path, monkeypatch, fixed, where, capsys):
     """A device whose memory bears two runs."""
     on_fixed_buffers(monkeypatch, fixed)
