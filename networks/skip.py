@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks import fused
+from networks import fused, whole
 
 
 class SkipGenerator(nn.Module):
@@ -23,7 +23,8 @@ class SkipGenerator(nn.Module):
         released program has them at scales 3 to 5, which is index 2.
     plain : bool
         Run the layers one by one as they are written here, instead of in the
-        form of `networks.fused`, which gives the same numbers to rounding.
+        form of `networks.fused` or, on a GPU and under autocast,
+        `networks.whole`, which give the same numbers to rounding.
     """
 
     def __init__(
@@ -42,14 +43,15 @@ class SkipGenerator(nn.Module):
     def forward(self, z):
         """Map z, shape (1, in_channels, H, W), to an image of shape (1, out_channels, H, W) within 0 to 1."""
         if not self.plain:
-            return fused.generate(self, z)
-        inputs = []
+            on_gpu = z.is_cuda or torch.is_autocast_enabled(z.device.type)
+            return (whole if on_gpu else fused).generate(self, z)
+        noise, inputs = z, []
         for scale in self.scales:
             inputs.append(z)
             z = scale.encode(z)
         for scale, above in zip(reversed(self.scales), reversed(inputs), strict=True):
             z = scale.decode(above, z)
-        return torch.sigmoid(self.out(z))
+        return torch.sigmoid(self.out(z).to(noise.dtype))
 
 
 class _Scale(nn.Module):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
+from selfdeblur.graphs import stepping
 from selfdeblur.settings import Settings, make_settings
 from selfdeblur.solver import Run
 
@@ -102,11 +103,12 @@ def deblur(
     y = check_image(y)
     run = start(y, kernel_size, settings, device=device, kernel=kernel)
     begun = time.monotonic()
-    with tqdm(total=settings.num_iter, disable=not progress, unit="step") as bar:
+    with stepping(run) as (step, settle), tqdm(total=settings.num_iter, disable=not progress, unit="step") as bar:
         while run.steps_done < settings.num_iter:
-            run.step()
+            step()
             bar.update()
             if progress and run.steps_done % 10 == 0:
+                settle()
                 bar.set_postfix(loss=f"{run.losses[run.steps_done - 1].item():.3e}", refresh=False)
     image, k = finish(run, y)
     seconds = time.monotonic() - begun

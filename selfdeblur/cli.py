@@ -1,5 +1,6 @@
 """The command line of the benchmark scripts: a folder of blurry images in, a folder of results out."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from selfdeblur.images import find_images
 from selfdeblur.kernels import read_kernel
 from selfdeblur.memory import keep_freed_memory
 from selfdeblur.models import reproduce_files
+from selfdeblur.precision import PRECISIONS
 from selfdeblur.results import ResultFolder
 from selfdeblur.runner import Job, deblur_files
 from selfdeblur.settings import PRESETS, make_settings
@@ -33,6 +35,8 @@ def _benchmark_main(benchmark, argv):
         )
     shard, shards = args.shard
     paths = find_images(args.data_path, args.images)[shard - 1 :: shards]
+    # Streams beyond this number wait for each other; it is read when CUDA is started.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     device = choose_device(args.device)
     if args.reproduce:
         given = check_kernel_size(args.kernel_size) if args.kernel_size else None
@@ -41,8 +45,16 @@ def _benchmark_main(benchmark, argv):
     folder = ResultFolder(
         args.save_path, jobs[0].settings.as_dict(), images=[job.name for job in jobs], overwrite=args.overwrite
     )
+    if args.save_frequency is None:
+        # On a GPU 100 steps take less time than writing their result.
+        args.save_frequency = 1000 if device.type == "cuda" else 100
     counts, failures = deblur_files(
-        jobs, folder, device=device, save_frequency=args.save_frequency, checkpoint_every=args.checkpoint_every
+        jobs,
+        folder,
+        device=device,
+        save_frequency=args.save_frequency,
+        checkpoint_every=args.checkpoint_every,
+        batch=args.batch,
     )
     parts = [f"{number} {what}" for what, number in counts.items() if number]
     if parts:
@@ -59,7 +71,7 @@ def _jobs(args, benchmark, paths):
     preset = args.preset or ("nonblind" if args.kernel else "release")
     if preset == "release":
         changes.setdefault("mse_steps", benchmark.mse_steps)
-    settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, **changes)
+    settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, precision=args.precision, **changes)
     if (args.kernel is None) == (preset == "nonblind"):
         raise UserError("--kernel and --preset nonblind go together")
     kernel = read_kernel(args.kernel) if args.kernel else None
@@ -93,7 +105,9 @@ def _parser(benchmark):
     add("--seed", type=_whole, default=0, help="seed of all random numbers")
     add("--device", default="auto", help="cuda, cuda:1, cpu; auto takes CUDA where there is one")
     add("--threads", type=_whole, help="CPU threads; by default all cores")
-    add("--save_frequency", type=_whole, default=100, help="steps between intermediate results; 0 for none")
+    add("--batch", type=_batch, default=1, metavar="N", help="images at once; auto: 1 on the CPU, on a GPU what fits")
+    add("--precision", choices=PRECISIONS, default="float32", help="arithmetic of the image generator on a GPU")
+    add("--save_frequency", type=_whole, help="steps between results; 0 for none; by default 100, on a GPU 1000")
     add("--checkpoint_every", type=_whole, default=0, help="steps between checkpoints; 0 for one a minute")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N equal parts of the images")
     add("--overwrite", action="store_true", help="run images again that are finished")
@@ -108,6 +122,14 @@ def _whole(text):
     return value
 
 
+def _batch(text):
+    """Images at once; 0 for as many as fit."""
+    number = 0 if text == "auto" else int(text)
+    if text != "auto" and number < 1:
+        raise ValueError
+    return number
+
+
 def _shard(text):
     part, _, parts = text.partition("/")
     part, parts = int(part), int(parts)
@@ -117,4 +139,5 @@ def _shard(text):
 
 
 _whole.__name__ = "number of at least 0"
+_batch.__name__ = "number of at least 1, or auto"
 _shard.__name__ = "part I/N"

@@ -7,10 +7,11 @@ from selfdeblur.forward import blur
 from selfdeblur.initial import deconvolve, noise_level
 
 # Two kernels whose images differ by more than this, see `disagreement`, cannot both be nearly right.
-DOUBT = 0.027
+DOUBT = 0.035
 
-# What a kernel does wrong at large, ghosts and halos, is left after a Gaussian of this share of the kernel's size.
-SHARE = 1 / 6
+# What a kernel does wrong at large, ghosts and halos, is left after a Gaussian of this deviation: a share of the
+# kernel's size, and not below so many pixels, because the width of a small kernel is uncertain by a pixel or so.
+SHARE, LEAST = 1 / 9, 3.0
 
 
 def assess(y, x, kernel, disagreed=None):
@@ -87,7 +88,7 @@ def disagreement(y, first, second):
         deviation of y.
     """
     size = first.shape
-    taps = _gaussian(max(size) * SHARE, y, longest=min(y.shape) // 2)
+    taps = _gaussian(max(max(size) * SHARE, LEAST), y, longest=min(y.shape) // 2)
     one, two = (_low_pass(deconvolve(y, kernel), taps, size) for kernel in (first, second))
     mean = (one + two) / 2
     shifts = torch.stack([(mean[1:-1, 2:] - mean[1:-1, :-2]).flatten(), (mean[2:, 1:-1] - mean[:-2, 1:-1]).flatten()])

@@ -1,10 +1,11 @@
-"""Images of a folder, one after the other: checkpoints, signals, failures, progress."""
+"""Images of a folder, one after the other or several at once: checkpoints, signals, failures, progress."""
 
 import contextlib
 import platform
 import signal
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from selfdeblur import __version__
 from selfdeblur.api import check_image, finish, start
 from selfdeblur.errors import OutputError, StoppedError, UserError
+from selfdeblur.graphs import CHECK_EVERY, FixedStep, NoiseSources, out_of_memory, wanted
 from selfdeblur.images import read_image
 from selfdeblur.results import file_hash
 from selfdeblur.settings import Settings
@@ -22,6 +24,10 @@ from selfdeblur.settings import Settings
 # About one a minute, and on a slow disk so seldom that writing them takes less than 2 % of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 60, 0.02
 RESTARTS = 3
+# GPU memory of one run: for each pixel of the deblurred image with its border, for each weight of the kernel generator,
+# and for what the libraries keep. Live tensors take 5.3 kB a pixel; the rest is for work space and gaps.
+PIXEL_BYTES, WEIGHT_BYTES, RUN_BYTES = 6500, 16, 256 << 20
+GPU_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -51,21 +57,52 @@ class Job:
         }
 
 
-def deblur_files(jobs, folder, *, device, save_frequency=0, checkpoint_every=0):
+def batch_size(jobs, device):
+    """How many of the jobs to do at once: one on the CPU, on a GPU as many as its free memory bears.
+
+    That is so many that the greatest ones fit into nine tenths of it, with
+    about 6.5 kB for each pixel of the image with its border and 256 MB each.
+    """
+    if device.type != "cuda":
+        return 1
+    needs = []
+    for job in jobs:
+        with contextlib.suppress(UserError):
+            needs.append(gpu_memory(read_image(job.path).shape, job.kernel_size))
+    free, count = GPU_SHARE * torch.cuda.mem_get_info(device)[0], 0
+    for need in sorted(needs, reverse=True):
+        free -= need
+        count += free >= 0
+    return max(count, 1)
+
+
+def gpu_memory(size, kernel_size):
+    """Bytes of GPU memory to set aside for a run on an image of ``size`` (H, W, ...)."""
+    h, w = kernel_size
+    pixels = (size[0] + h - 1) * (size[1] + w - 1)
+    return PIXEL_BYTES * pixels + WEIGHT_BYTES * 1000 * h * w + RUN_BYTES
+
+
+def deblur_files(jobs, folder, *, device, save_frequency=0, checkpoint_every=0, batch=1):
     """Deblur image files into a folder of results.
 
     What is finished is left, what was interrupted goes on from its checkpoint.
-    An image that fails is recorded and the others go on.
+    An image that fails is recorded and the others go on. Images that are done
+    at once are fitted each with networks of its own, as if it were alone.
 
     Parameters
     ----------
     jobs : list of Job
     folder : ResultFolder
     device : torch.device
+        Where its memory is too small, fewer images are done at once; where it
+        is too small for one, that one is done on the CPU.
     save_frequency : int
         Steps between intermediate results; 0 for none.
     checkpoint_every : int
         Steps between checkpoints; 0 for one about every minute.
+    batch : int
+        Images done at once; 0 for what `batch_size` says.
 
     Returns
     -------
@@ -77,51 +114,133 @@ def deblur_files(jobs, folder, *, device, save_frequency=0, checkpoint_every=0):
     Raises
     ------
     StoppedError
-        On SIGINT or SIGTERM, after a checkpoint.
+        On SIGINT or SIGTERM, after a checkpoint of each image in work.
     OutputError
         If a file cannot be written.
     """
-    counts = {"deblurred": 0, "finished before": 0, "in work elsewhere": 0}
-    failures = {}
     with _Signals() as signals:
-        for job in jobs:
-            try:
-                with folder.lock(job.name) as mine:
-                    if not mine:
-                        counts["in work elsewhere"] += 1
-                        continue
-                    counts[_deblur_file(job, folder, device, save_frequency, checkpoint_every, signals)] += 1
-            except OutputError:
-                raise
-            except UserError as error:
-                failures[job.name] = str(error)
-                print(f"error: {error}", file=sys.stderr)
-    folder.record_failures(failures)
-    return counts, failures
+        batch = _Batch(jobs, folder, device, save_frequency, checkpoint_every, signals, limit=batch)
+        batch.do()
+    folder.record_failures(batch.failures)
+    return batch.counts, batch.failures
 
 
-def _deblur_file(job, folder, device, *options):
-    """Do one job on the device or, where its memory is too small, on the CPU; returns what became of it."""
-    try:
-        return _Work(job, folder, device, *options).do()
-    except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+class _Batch:
+    """Jobs of which at most ``limit`` are in work at once; where one ends, the next one takes its place."""
+
+    def __init__(self, jobs, folder, device, save_frequency, checkpoint_every, signals, *, limit):
+        self.folder, self.device, self.signals = folder, device, signals
+        self.save_frequency, self.checkpoint_every = save_frequency, checkpoint_every
+        self.limit = limit or batch_size(jobs, device)
+        self.waiting = deque((job, device) for job in jobs)
+        self.works, self.noises, self.clock = [], NoiseSources(), _Clock()
+        self.interval = CHECKPOINT_SECONDS
+        self.bar, self.steps_gone = None, 0
+        if self.limit > 1:
+            steps = sum(job.settings.num_iter for job in jobs)
+            self.bar = tqdm(total=steps, desc=f"{len(jobs)} images", unit="step", disable=None)
+        self.counts = {"deblurred": 0, "finished before": 0, "in work elsewhere": 0}
+        self.failures = {}
+
+    def do(self):
+        """Do all jobs."""
+        try:
+            while self.works or self.waiting:
+                while self.waiting and len(self.works) < self._most():
+                    work = _Work(*self.waiting.popleft(), self)
+                    self.works.append(work)
+                    self.clock.share(len(self.works))
+                    self._attempt(work, work.open)
+                for work in list(self.works):
+                    if work in self.works:  # not set aside in this round
+                        self._attempt(work, work.step)
+                if self.bar:
+                    self.bar.update(self.steps_gone + sum(work.run.steps_done for work in self.works) - self.bar.n)
+        except StoppedError:
+            for work in self.works:
+                work.checkpoint()
             raise
-    if device.type == "cpu":
-        raise UserError(f"{job.path}: the memory of this machine is too small for an image and a kernel of this size")
-    print(f"warning: {job.name}: the memory of {device} is too small; going on with the CPU", file=sys.stderr)
-    return _deblur_file(job, folder, torch.device("cpu"), *options)
+        finally:
+            for work in list(self.works):
+                self._let_go(work)
+            if self.bar:
+                self.bar.close()
+
+    def _most(self):
+        """How many may be in work; those that a GPU handed over to the CPU come last and one by one."""
+        return self.limit if self.waiting[0][1] == self.device else 1
+
+    def _attempt(self, work, action):
+        """Open a work or do a step of it, and see to what becomes of it."""
+        outcome = too_large = None
+        try:
+            outcome = action()
+        except OutputError:
+            raise
+        except UserError as error:
+            self._fail(work, str(error))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            too_large = True  # seen to below, where the error no longer holds on to tensors
+        if outcome:
+            self.counts[outcome] += 1
+            self._end(work)
+        if too_large:
+            self._shrink(work)
+
+    def _end(self, work):
+        self.steps_gone += work.job.settings.num_iter
+        self._let_go(work)
+
+    def _let_go(self, work):
+        self.works.remove(work)
+        work.close()
+        self.clock.share(len(self.works))
+
+    def _fail(self, work, reason):
+        self.failures[work.job.name] = reason
+        print(f"error: {reason}", file=sys.stderr)
+        self._end(work)
+
+    def _shrink(self, work):
+        """Where memory was too small for a step of ``work``: go on with half as many, then with the CPU."""
+        job, device, number = work.job, work.device, len(self.works)
+        if number > 1:
+            self.limit = number // 2
+            print(
+                f"warning: the memory of {device} is too small for {number} images at once; going on with {self.limit}",
+                file=sys.stderr,
+            )
+            others = [other for other in reversed(self.works) if other is not work]
+            for other in [work, *others][: number - self.limit]:
+                other.set_aside()
+                self._let_go(other)
+                self.waiting.appendleft((other.job, other.device))
+        elif device.type == "cpu":
+            self._fail(
+                work, f"{job.path}: the memory of this machine is too small for an image and a kernel of this size"
+            )
+        else:
+            print(f"warning: {job.name}: the memory of {device} is too small; going on with the CPU", file=sys.stderr)
+            work.set_aside()
+            self._let_go(work)
+            self.waiting.append((job, torch.device("cpu")))
 
 
 class _Work:
     """The run of one job, from its checkpoint, if there is one, to its files."""
 
-    def __init__(self, job, folder, device, save_frequency, checkpoint_every, signals):
-        self.job, self.folder, self.device, self.signals = job, folder, device, signals
-        self.save_frequency, self.checkpoint_every = save_frequency, checkpoint_every
+    def __init__(self, job, device, batch):
+        self.job, self.device, self.batch, self.folder = job, device, batch, batch.folder
+        self.run = self.fixed = self.bar = None
+        self.held = contextlib.ExitStack()
 
-    def do(self):
+    def open(self):
+        """Get ready for the first step; returns what became of the job where there is none to do."""
         job = self.job
+        if not self.held.enter_context(self.folder.lock(job.name)):
+            return "in work elsewhere"
         self.y = read_image(job.path)
         self.identity = job.identity()
         if self.folder.finished(job.name, self.identity):
@@ -129,78 +248,131 @@ class _Work:
             return "finished before"
         self.restarts = 0
         self.start()
-        num_iter = job.settings.num_iter
-        with tqdm(total=num_iter, initial=self.run.steps_done, desc=job.name, unit="step", disable=None) as bar:
-            while self.run.steps_done < num_iter:
-                self.step()
-                done = self.run.steps_done
-                bar.update(done - bar.n)
-                if not bar.disable and done % 10 == 0 and done:
-                    bar.set_postfix(loss=f"{self.run.losses[done - 1].item():.3e}", refresh=False)
-        self.save()
-        self.folder.remove_checkpoint(job.name)
-        for reason in self.run.quality()["reasons"]:
-            print(f"doubtful: {job.name}: {reason}", file=sys.stderr)
-        return "deblurred"
+        if not self.batch.bar:
+            done, total = self.run.steps_done, job.settings.num_iter
+            self.bar = tqdm(total=total, initial=done, desc=job.name, unit="step", disable=None)
+        return self.result_if_done()
 
     def start(self):
         """The run at its first step, or where the checkpoint left it."""
         job = self.job
+        self.release()
         try:
             y = check_image(self.y)
-            self.run = start(y, job.kernel_size, job.settings, device=self.device, kernel=job.kernel)
+            run = start(y, job.kernel_size, job.settings, device=self.device, kernel=job.kernel)
         except UserError as error:
             raise UserError(f"{job.path}: {error}") from error
-        self.seconds_before = self.folder.load_checkpoint(job.name, self.identity, self.run)
-        self.begun = self.written = time.monotonic()
-        self.interval = CHECKPOINT_SECONDS
+        self.seconds_before = self.folder.load_checkpoint(job.name, self.identity, run)
+        self.run = run
+        self.fixed = FixedStep(run, self.batch.noises) if wanted(run) else None
+        self.begun, self.written = self.batch.clock.read(), time.monotonic()
+        self.checked = run.steps_done
 
     def step(self):
-        run = self.run
-        try:
-            with self.signals.raised():
+        """One step; returns "deblurred" after the last one."""
+        run, batch, num_iter = self.run, self.batch, self.job.settings.num_iter
+        if self.fixed:
+            with batch.signals.raised():
+                pass
+            self.fixed.step()
+        else:
+            with batch.signals.raised():
                 run.gradient()
-            finite = bool(torch.isfinite(run.losses[run.steps_done]))
-        except StoppedError:
-            self.checkpoint()
-            raise
-        if not finite:
-            self.restart()
-            return
-        run.update()
+            if not torch.isfinite(run.losses[run.steps_done]):
+                self.restart(run.steps_done)
+                return None
+            run.update()
         done = run.steps_done
-        if self.save_frequency and done % self.save_frequency == 0 and done < self.job.settings.num_iter and run.whole:
+        saving = batch.save_frequency and done % batch.save_frequency == 0 and done < num_iter and run.whole
+        late = time.monotonic() - self.written > batch.interval
+        writing = done % batch.checkpoint_every == 0 if batch.checkpoint_every else late
+        if self.fixed and (saving or writing or done % CHECK_EVERY == 0 or done == num_iter):
+            wrong = self.fixed.first_not_finite(self.checked)
+            if wrong is not None:
+                self.restart(wrong)
+                return None
+            self.checked = done
+        if saving:
             self.save()
-        late = time.monotonic() - self.written > self.interval
-        if done % self.checkpoint_every == 0 if self.checkpoint_every else late:
+        if writing:
             self.checkpoint()
+        self.show()
+        return self.result_if_done()
 
-    def restart(self):
-        """Go back to the last checkpoint, where the loss was still a number, with rates halved once more."""
-        step = self.run.steps_done + 1
+    def result_if_done(self):
+        if self.run.steps_done < self.job.settings.num_iter:
+            return None
+        self.save()
+        self.folder.remove_checkpoint(self.job.name)
+        for reason in self.run.quality()["reasons"]:
+            print(f"doubtful: {self.job.name}: {reason}", file=sys.stderr)
+        return "deblurred"
+
+    def show(self):
+        if not self.bar:
+            return
+        done = self.run.steps_done
+        self.bar.update(done - self.bar.n)
+        if not self.bar.disable and done % (CHECK_EVERY if self.fixed else 10) == 0 and done:
+            self.bar.set_postfix(loss=f"{self.run.losses[done - 1].item():.3e}", refresh=False)
+
+    def restart(self, step):
+        """Go back to the last checkpoint, where the loss was still a number, with rates halved once more.
+
+        ``step``, counted from 0, is the one whose loss is none.
+        """
         if self.restarts == RESTARTS:
             raise UserError(
-                f"{self.job.path}: the loss is not a number at step {step}, {RESTARTS} restarts did not help"
+                f"{self.job.path}: the loss is not a number at step {step + 1}, {RESTARTS} restarts did not help"
             )
         self.restarts += 1
         slowed = self.run.slowed
         self.start()
         self.run.slowed = slowed + 1
         print(
-            f"warning: {self.job.name}: the loss is not a number at step {step}; "
+            f"warning: {self.job.name}: the loss is not a number at step {step + 1}; "
             f"again from step {self.run.steps_done} with a halved learning rate",
             file=sys.stderr,
         )
 
     def checkpoint(self):
+        if self.run is None:
+            return
+        if self.fixed:
+            self.fixed.settle()
         if self.run.steps_done and self.run.is_finite():
             begun = time.monotonic()
             self.folder.save_checkpoint(self.job.name, self.identity, self.seconds(), self.run)
             self.written = time.monotonic()
-            self.interval = max(CHECKPOINT_SECONDS, (self.written - begun) / CHECKPOINT_SHARE)
+            cost = len(self.batch.works) * (self.written - begun)
+            self.batch.interval = max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE)
+
+    def set_aside(self):
+        """Keep what was done, where there is memory enough for that."""
+        self.release()
+        try:
+            self.checkpoint()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+
+    def release(self):
+        """Let go of all memory but that of the run itself."""
+        if self.fixed:
+            self.fixed.close()
+            self.fixed = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self):
+        self.release()
+        if self.bar:
+            self.bar.close()
+        self.run = None
+        self.held.close()
 
     def seconds(self):
-        return self.seconds_before + time.monotonic() - self.begun
+        return self.seconds_before + self.batch.clock.read() - self.begun
 
     def save(self):
         run, job = self.run, self.job
@@ -216,6 +388,7 @@ class _Work:
             "finished": finished,
             "loss": run.losses[run.steps_done - 1].item(),
             "seconds": round(self.seconds(), 2),
+            "batch": self.batch.limit,
             "restarts": self.restarts,
             "quality": run.quality() if finished else None,
             "device": _describe(self.device),
@@ -225,6 +398,25 @@ class _Work:
             "identity": self.identity,
         }
         self.folder.save(job.name, record, run, image, kernel)
+
+
+class _Clock:
+    """Time as one of several images sees it that share a device: among n of them it goes n times slower."""
+
+    def __init__(self):
+        self.images, self.time, self.last = 1, 0.0, time.monotonic()
+
+    def read(self):
+        """Seconds so far."""
+        now = time.monotonic()
+        self.time += (now - self.last) / self.images
+        self.last = now
+        return self.time
+
+    def share(self, images):
+        """Say how many images share the device from now on."""
+        self.read()
+        self.images = max(images, 1)
 
 
 class _Signals(contextlib.AbstractContextManager):
@@ -258,10 +450,6 @@ class _Signals(contextlib.AbstractContextManager):
             yield
         finally:
             self.open = False
-
-
-def _out_of_memory(error):
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _describe(device):

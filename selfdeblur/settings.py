@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from selfdeblur.errors import UserError
+from selfdeblur.precision import PRECISIONS
 from selfdeblur.quality import DOUBT
 
 
@@ -53,6 +54,8 @@ class Settings:
         Stages of the run, one after the other: the name of each and what it
         changes from the other settings. ``num_iter`` is the sum of theirs.
         Empty: one stage, with these settings.
+    precision : str
+        See `selfdeblur.precision.PRECISIONS`.
     """
 
     preset: str = "release"
@@ -71,6 +74,7 @@ class Settings:
     guided: bool = False
     window: int | None = None
     stages: tuple[dict, ...] = ()
+    precision: str = "float32"
 
     def __post_init__(self):
         for name in ("milestones", "channels", "kernel_from", "stages"):
@@ -85,10 +89,15 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise UserError(f"{name}: {value!r} is not a number of at least 0")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision: {self.precision!r} is unknown; there are {', '.join(PRECISIONS)}")
 
     def as_dict(self):
         """The settings as a dictionary that JSON can hold."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        if self.precision == "float32":
+            del fields["precision"]  # results from before there was a choice stay what they are
+        return fields
 
     def each_stage(self):
         """The settings of each stage by its name, in order."""

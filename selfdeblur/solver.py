@@ -14,6 +14,7 @@ from selfdeblur import quality
 from selfdeblur.forward import blur, blur_plain
 from selfdeblur.initial import deconvolve, estimate_kernel
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
+from selfdeblur.precision import arithmetic, generator_type
 
 Z_CHANNELS, Z_FEATURES, Z_SCALE = 8, 200, 0.1
 
@@ -131,29 +132,44 @@ class Run:
             z_x = self.z_x
             if settings.input_noise:
                 z_x = z_x + settings.input_noise * torch.randn(z_x.shape, generator=self.rng).to(z_x)
-            x = self.G_x(z_x)
-            k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
-            y_hat = self.blur(x, k)
-
-            loss = mse(y_hat, self.target) if self.data_term(step) == "mse" else self.dssim(y_hat)
-            if settings.tv_weight:
-                loss = loss + settings.tv_weight * total_variation(x)
-
-            self.optimiser.zero_grad()
-            loss.backward()
+            with self.arithmetic():
+                loss = self.objective(z_x, self.data_term(step))
+                self.optimiser.zero_grad()
+                loss.backward()
         except BaseException:
             self.rng.set_state(before)
             raise
         self.losses[step] = loss.detach()
 
+    def objective(self, z_x, data_term):
+        """The objective for an input of G_x, with the data term "mse" or "1-ssim"."""
+        settings = self.stages[self.stage]
+        with generator_type(settings.precision, z_x.device):
+            x = self.G_x(z_x)
+        k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
+        y_hat = self.blur(x, k)
+
+        loss = mse(y_hat, self.target) if data_term == "mse" else self.dssim(y_hat)
+        if settings.tv_weight:
+            loss = loss + settings.tv_weight * total_variation(x)
+        return loss
+
     def update(self):
         """Move the parameters by the gradient."""
-        step = self.steps_done - self.stage_begin
-        halvings = self.slowed + sum(step >= milestone for milestone in self.stages[self.stage].milestones)
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * 0.5**halvings
+        for group, rate in zip(self.optimiser.param_groups, self.current_rates(), strict=True):
+            group["lr"] = rate
         self.optimiser.step()
         self.steps_done += 1
+
+    def current_rates(self):
+        """Learning rates of the step to come."""
+        step = self.steps_done - self.stage_begin
+        halvings = self.slowed + sum(step >= milestone for milestone in self.stages[self.stage].milestones)
+        return [rate * 0.5**halvings for rate in self.rates]
+
+    def arithmetic(self):
+        """Context of all forward and backward passes of this run."""
+        return arithmetic(self.settings.precision, self.y.device)
 
     def is_finite(self):
         """Whether the last loss and all parameters are numbers."""
@@ -172,7 +188,9 @@ class Run:
     @torch.no_grad()
     def _outputs(self):
         """G_x(z_x) and G_k(z_k), without the noise of the steps, so the networks alone give the result again."""
-        return self.G_x(self.z_x), self.kernel if self.kernel is not None else self.G_k(self.z_k)
+        with self.arithmetic(), generator_type(self.settings.precision, self.y.device):
+            x = self.G_x(self.z_x)
+        return x, self.kernel if self.kernel is not None else self.G_k(self.z_k)
 
     def result(self):
         """The image (H, W), the centre of G_x(z_x), and the kernel (h, w), G_k(z_k), both on the CPU."""

@@ -24,6 +24,7 @@ MADE = (
     "results/lai/",
     "results/sample/",
     "results/mine",
+    "benchmarks/gpu.jsonl",
 )
 
 

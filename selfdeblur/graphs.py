@@ -1,0 +1,285 @@
+"""Steps that wait for nothing: what makes a run fast on a GPU.
+
+`Run.step` is written to be read. On a GPU most of its time would go into
+starting some 800 small programs one by one, into drawing noise on the CPU and
+into waiting for the loss. Here the same step works on buffers that stay where
+they are, so that it can be recorded once, as a CUDA graph, and then be played
+again as a whole:
+
+- noise is drawn by a thread, some steps ahead, and copied while the GPU works;
+- the loss is stored under an index that the GPU counts up;
+- learning rates are tensors;
+- each run has a stream of its own, so several runs step side by side.
+
+On another device nothing is recorded and the very same step is called, which
+is how it is tested without a GPU.
+"""
+
+import contextlib
+import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+# Steps that noise is drawn ahead, and buffers whose copies may still be under way.
+AHEAD, UNDER_WAY = 4, 2
+# Steps between two looks at the losses.
+CHECK_EVERY = 50
+
+
+def wanted(run):
+    """Whether a run is to be stepped by `FixedStep`: on a GPU, where the buffers stay the same to its end."""
+    return run.y.device.type == "cuda" and len(run.stages) == 1
+
+
+@contextlib.contextmanager
+def stepping(run):
+    """Two functions: one that does a step of a run in the way that suits its device, one that waits for its end."""
+    if not wanted(run):
+        yield run.step, lambda: None
+        return
+    fixed = FixedStep(run, NoiseSources())
+    try:
+        yield fixed.step, fixed.settle
+    finally:
+        fixed.close()
+
+
+class FixedStep:
+    """The step of one run on fixed buffers.
+
+    The first step with each data term is done as it stands, which loads all
+    that is needed; the second one is recorded.
+
+    Parameters
+    ----------
+    run : Run
+        Where it is to go on from; it must not be stepped by other means.
+    noises : NoiseSources
+        Shared by runs that step side by side.
+    """
+
+    recordable = True
+
+    def __init__(self, run, noises):
+        self.run, self.device = run, run.y.device
+        on_gpu = self.device.type == "cuda"
+        self.stream = torch.cuda.Stream(self.device) if on_gpu else None
+        self.noise = torch.zeros_like(run.z_x)
+        self.index = torch.full((1,), run.steps_done, device=self.device)
+        # What Adam's kernels read: on the CPU the rate is a double.
+        dtype = torch.float32 if on_gpu else torch.float64
+        self.rates = [torch.zeros((), dtype=dtype, device=self.device) for _ in run.rates]
+        self.rates_set = None
+        self.data_term = self.play = None
+        self.reader = noises.reader(run) if run.settings.input_noise else None
+        if on_gpu:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def step(self):
+        """One step, which may still be under way on return; see `settle`.
+
+        Where it is given up for lack of memory, the run is as it was before.
+        """
+        run = self.run
+        with self._on_stream():
+            if self.reader:
+                rng = self.reader.copy_to(self.noise)
+            rates = run.current_rates()
+            if rates != self.rates_set:
+                for tensor, rate in zip(self.rates, rates, strict=True):
+                    tensor.fill_(rate)
+                self.rates_set = rates
+            data_term = run.data_term(run.steps_done)
+            if data_term != self.data_term:
+                self.settle()  # before the graph's memory goes
+                self.play, self.data_term = None, data_term
+                self._compute()
+            else:
+                self.play = self.play or self._record()
+                self.play()
+        if self.reader:
+            run.rng.set_state(rng)
+        run.steps_done += 1
+
+    def settle(self):
+        """Wait until all steps are done, so that the run can be read."""
+        if self.stream:
+            self.stream.synchronize()
+
+    def first_not_finite(self, since):
+        """The first step, counted from 0 and from step ``since`` on, whose loss is not a number; None without one."""
+        self.settle()
+        losses = self.run.losses[since : self.run.steps_done].cpu()
+        wrong = (~torch.isfinite(losses)).nonzero()
+        return since + int(wrong[0]) if len(wrong) else None
+
+    def close(self):
+        """Let go of memory and threads; the run can be read and go on by other means."""
+        self.settle()
+        if self.reader:
+            self.reader.close()
+        # Gradients lie in the memory of the graph.
+        self.run.optimiser.zero_grad()
+        self.play = None
+
+    def _compute(self):
+        """The step itself: nothing in here may wait for the GPU, or depend on a number that changes."""
+        run = self.run
+        z_x = run.z_x
+        if run.settings.input_noise:
+            z_x = z_x + run.settings.input_noise * self.noise
+        with run.arithmetic():
+            loss = run.objective(z_x, self.data_term)
+            run.optimiser.zero_grad()
+            loss.backward()
+        run.losses.index_copy_(0, self.index, loss.detach()[None])
+        with self._rates_on_device():
+            run.optimiser.step()
+        self.index += 1
+
+    def _record(self):
+        """`_compute` as one graph, without doing it; returns the function that does it."""
+        # So the backward pass makes the gradients anew, in the memory of the graph.
+        self.run.optimiser.zero_grad()
+        if not self.stream or not FixedStep.recordable:
+            return self._compute
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may go on with what they do.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self._compute()
+        except RuntimeError as error:
+            self.run.optimiser.zero_grad()
+            if out_of_memory(error):
+                raise
+            FixedStep.recordable = False
+            warnings.warn(f"a step cannot be recorded as a CUDA graph, so it is slower: {error}", stacklevel=2)
+            return self._compute
+        return graph.replay
+
+    @contextlib.contextmanager
+    def _rates_on_device(self):
+        """Adam reads the rates from tensors; they are not left in its state, which is the same on every device."""
+        groups = self.run.optimiser.param_groups
+        before = [(group["lr"], group["capturable"]) for group in groups]
+        recording = self.stream is not None and torch.cuda.is_current_stream_capturing()
+        try:
+            for group, rate in zip(groups, self.rates, strict=True):
+                group["lr"], group["capturable"] = rate, recording
+            yield
+        finally:
+            for group, (lr, capturable) in zip(groups, before, strict=True):
+                group["lr"], group["capturable"] = lr, capturable
+
+    def _on_stream(self):
+        return torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
+
+
+class NoiseSources:
+    """The noise of all runs that step side by side; those with the same noise share it."""
+
+    def __init__(self):
+        self.sources = []
+
+    def reader(self, run):
+        """A reader of the noise that ``run`` goes on with."""
+        state = run.rng.get_state()
+        self.sources = [source for source in self.sources if source.readers]
+        for source in self.sources:
+            if source.joinable(run.z_x.shape, state):
+                break
+        else:
+            source = _NoiseSource(run.z_x.shape, state, pinned=run.y.is_cuda)
+            self.sources.append(source)
+        return _NoiseReader(source)
+
+
+class _NoiseReader:
+    def __init__(self, source):
+        self.source, self.position = source, 0
+        source.readers.append(self)
+
+    def copy_to(self, noise):
+        """Copy the next noise to a tensor; returns the state of the generator after it."""
+        return self.source.copy_next(self, noise)
+
+    def close(self):
+        self.source.leave(self)
+
+
+class _NoiseSource:
+    """Normal noise of one shape from one generator, drawn ahead by a thread.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    state : tensor
+        Of the generator, see `torch.Generator.get_state`.
+    pinned : bool
+        Draw into memory that a GPU copies from by itself.
+    """
+
+    def __init__(self, shape, state, *, pinned):
+        self.shape, self.state, self.pinned = shape, state, pinned
+        self.generator = torch.Generator()
+        self.generator.set_state(state)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
+        self.readers, self.drawn, self.used = [], deque(), deque()
+        self.first = 0
+
+    def joinable(self, shape, state):
+        return self.first == 0 and shape == self.shape and torch.equal(state, self.state)
+
+    def copy_next(self, reader, noise):
+        index = reader.position - self.first
+        while len(self.drawn) < index + AHEAD:
+            self._order()
+        buffer, state, copies = self.drawn[index].result()
+        noise.copy_(buffer, non_blocking=self.pinned)
+        if self.pinned:
+            copies.append(torch.cuda.current_stream(noise.device).record_event())
+        reader.position += 1
+        self._recycle()
+        return state
+
+    def leave(self, reader):
+        if reader in self.readers:
+            self.readers.remove(reader)
+        if self.readers:
+            self._recycle()
+        else:
+            self.thread.shutdown(cancel_futures=True)
+
+    def _recycle(self):
+        """Set aside what all readers have read."""
+        while self.first < min(reader.position for reader in self.readers):
+            self.used.append(self.drawn.popleft().result())
+            self.first += 1
+
+    def _order(self):
+        """Have the thread draw once more, into a buffer whose copies are done."""
+        if len(self.used) > UNDER_WAY:
+            buffer, _, copies = self.used.popleft()
+            for copy in copies:
+                copy.synchronize()
+        else:
+            buffer = torch.empty(self.shape, pin_memory=self.pinned)
+        self.drawn.append(self.thread.submit(self._draw, buffer))
+
+    def _draw(self, buffer):
+        torch.randn(self.shape, generator=self.generator, out=buffer)
+        return buffer, self.generator.get_state(), []
+
+
+def out_of_memory(error):
+    """Whether an exception, or one that it was raised over, says that memory is too small."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        text = str(error)
+        if any(words in text for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED")):
+            return True
+        error = error.__context__
+    return False
