@@ -24,13 +24,24 @@ class SkipGenerator(nn.Module):
     plain : bool
         Run the layers one by one as they are written here, instead of in the
         form of `networks.fused`, which gives the same numbers to rounding.
+    low_memory : bool
+        Compute more of what the backward pass needs again instead of keeping
+        it; the same numbers, to rounding.
     """
 
     def __init__(
-        self, in_channels=8, out_channels=1, *, channels=(128,) * 5, skip_channels=16, non_local_from=2, plain=False
+        self,
+        in_channels=8,
+        out_channels=1,
+        *,
+        channels=(128,) * 5,
+        skip_channels=16,
+        non_local_from=2,
+        plain=False,
+        low_memory=False,
     ):
         super().__init__()
-        self.plain = plain
+        self.plain, self.low_memory = plain, low_memory
         self.scales = nn.ModuleList()
         for i, width in enumerate(channels):
             below = channels[min(i + 1, len(channels) - 1)]
@@ -42,7 +53,7 @@ class SkipGenerator(nn.Module):
     def forward(self, z):
         """Map z, shape (1, in_channels, H, W), to an image of shape (1, out_channels, H, W) within 0 to 1."""
         if not self.plain:
-            return fused.generate(self, z)
+            return fused.generate(self, z, low_memory=self.low_memory)
         inputs = []
         for scale in self.scales:
             inputs.append(z)
