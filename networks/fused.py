@@ -17,10 +17,14 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from networks.winograd import TiledConv
+
 SLOPE = 0.2
 # Positions worked on at a time: where cheap operations follow each other, and of a convolution.
 BLOCK = 2048
 STRIP = 4096
+# Positions from which on a 3x3 convolution is done in tiles.
+TILED = 16384
 
 _Upsampling = namedtuple("_Upsampling", ["sums", "bands"])
 
@@ -104,7 +108,7 @@ def decode(skip, below, scale, out=None, *, low_memory=False):
         merge[1].eps,
         low_memory,
     )
-    return y.permute(2, 0, 1)[None]
+    return _image(y)
 
 
 class _Decode(torch.autograd.Function):
@@ -120,12 +124,12 @@ class _Decode(torch.autograd.Function):
         join = _Join(skip, below)
         mean0, variance0 = join.statistics()
         rstd0 = (variance0 + eps).rsqrt()
-        conv = _StripConv(weight1 * (gamma0 * rstd0)[:, None, None])
+        conv = _conv(weight1 * (gamma0 * rstd0)[:, None, None], skip.shape)
         height, width, _ = skip.shape
         c1 = skip.new_empty(height, width, len(weight1))
         moments = _Moments()
         for rows in _strips(height, width):
-            conv.forward(join.strip(rows), c1[rows])
+            conv.forward(join.fill(conv.buffer(rows.stop - rows.start, width), rows), c1[rows])
             moments.add(c1[rows])
         norm1 = _Norm(*moments.merged(), gamma1, beta1, eps)
         c1 = c1.flatten(0, 1)
@@ -185,15 +189,15 @@ class _Decode(torch.autograd.Function):
         norm1.close(len(c1))
 
         join = _Join(skip, below)
-        scaled = weight1 * (gamma0 * rstd0)[:, None, None]
-        conv = _StripConv(scaled)
+        conv = _conv(weight1 * (gamma0 * rstd0)[:, None, None], skip.shape)
         height, width, _ = skip.shape
         for rows in _strips(height, width):
             block = slice(rows.start * width, rows.stop * width)
             g = g_c1_of(block)[0] if c2 is None else c2[block]
             g = norm1.input_gradient(g, c1[block]).view(-1, width, len(weight1))
-            join.add_gradient(rows, conv.backward(join.strip(rows), g))
-        g_scaled = conv.weight_gradient
+            strip = join.fill(conv.buffer(rows.stop - rows.start, width), rows)
+            join.add_gradient(rows, conv.backward(strip, g))
+        g_scaled = conv.weight_gradient()
         g_scale = (g_scaled * weight1).sum((0, 2, 3))
         # The input reaches the scale through the variance; the way through the mean is closed, see above.
         join.add_variance_gradient(mean0, -(rstd0**3) * gamma0 * g_scale / (height * width))
@@ -230,30 +234,27 @@ class _Join:
         self.rows, self.columns = (_upsampling(n, below) for n in skip.shape[:2])
         self.g_skip = self.g_below = None
 
-    def strip(self, rows):
-        """The joined rows and their reflection-padded surroundings: (1, S + C, rows + 2, W + 2), channels last."""
+    def fill(self, buffer, rows):
+        """Write the joined rows and their reflection-padded surroundings to buffer[: rows + 2, : W + 2]."""
         top, bottom = max(rows.start - 1, 0), min(rows.stop + 1, self.height)
-        strip = self.skip.new_empty(rows.stop - rows.start + 2, self.width + 2, self.channels + self.below.shape[2])
+        strip = buffer[: rows.stop - rows.start + 2, : self.width + 2]
         inner = strip[top - rows.start + 1 : bottom - rows.start + 1, 1:-1]
         inner[..., : self.channels] = self.skip[top:bottom]
         source = self._source(rows)
-        up = F.interpolate(
-            self.below[source].permute(2, 0, 1)[None], scale_factor=2, mode="bilinear", align_corners=False
-        )
-        up = up[0, :, top - 2 * source.start : bottom - 2 * source.start, : self.width]
-        inner[..., self.channels :] = up.permute(1, 2, 0)
+        up = _positions(F.interpolate(_image(self.below[source]), scale_factor=2, mode="bilinear", align_corners=False))
+        inner[..., self.channels :] = up[top - 2 * source.start : bottom - 2 * source.start, : self.width]
         strip[:, 0], strip[:, -1] = strip[:, 2], strip[:, -3]
         if rows.start == 0:
             strip[0] = strip[2]
         if rows.stop == self.height:
             strip[-1] = strip[-3]
-        return strip.permute(2, 0, 1)[None]
+        return buffer
 
     def add_gradient(self, rows, g):
         """Hand the gradient of a strip, which is overwritten, on to ``g_skip`` and ``g_below``."""
         if self.g_skip is None:
             self.g_skip, self.g_below = torch.zeros_like(self.skip), torch.zeros_like(self.below)
-        g = g[0].permute(1, 2, 0)
+        g = g[: rows.stop - rows.start + 2, : self.width + 2]
         g[:, 2] += g[:, 0]
         g[:, -3] += g[:, -1]
         if rows.start == 0:
@@ -344,27 +345,30 @@ def _upsampling(size, like):
     return _Upsampling(entries.sum(0), (entries.square().sum(0), beside))
 
 
-class _StripConv:
-    """3x3 convolution of padded strips, and in the backward pass the sum of its weight's gradients over them.
-
-    Parameters
-    ----------
-    weight : tensor (O, C, 3, 3)
-    """
+class _DirectConv:
+    """`TiledConv` by the convolution of PyTorch."""
 
     def __init__(self, weight):
         self.weight = weight.contiguous(memory_format=torch.channels_last)
-        self.weight_gradient = torch.zeros_like(self.weight)
+        self.gradient = torch.zeros_like(self.weight)
+
+    def buffer(self, rows, width):
+        return self.weight.new_empty(rows + 2, width + 2, self.weight.shape[1])
 
     def forward(self, strip, out):
-        """Convolve strip (1, C, rows + 2, W + 2) into out (rows, W, O)."""
-        out.copy_(_positions(F.conv2d(strip, self.weight)))
+        out.copy_(_positions(F.conv2d(_image(strip), self.weight)))
 
     def backward(self, strip, g):
-        """The gradient of a strip from that of its result, g (rows, W, O)."""
-        arguments = (g.permute(2, 0, 1)[None], strip, self.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
-        self.weight_gradient += torch.ops.aten.convolution_backward(*arguments, [False, True, False])[1]
-        return torch.ops.aten.convolution_backward(*arguments, [True, False, False])[0]
+        arguments = (_image(g), _image(strip), self.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        self.gradient += torch.ops.aten.convolution_backward(*arguments, [False, True, False])[1]
+        return _positions(torch.ops.aten.convolution_backward(*arguments, [True, False, False])[0])
+
+    def weight_gradient(self):
+        return self.gradient
+
+
+def _conv(weight, size):
+    return (TiledConv if size[0] * size[1] >= TILED else _DirectConv)(weight)
 
 
 class _Moments:
@@ -446,9 +450,14 @@ def _positions(x):
     return x[0].permute(1, 2, 0)
 
 
+def _image(x):
+    """(H, W, C) as (1, C, H, W), channels last."""
+    return x.permute(2, 0, 1)[None]
+
+
 def _statistics(x):
     """Mean and biased variance per channel of x (H, W, C)."""
-    return torch.ops.aten.batch_norm_update_stats(x.permute(2, 0, 1)[None], None, None, 0.0)
+    return torch.ops.aten.batch_norm_update_stats(_image(x), None, None, 0.0)
 
 
 def _blocks(positions):
