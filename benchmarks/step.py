@@ -34,6 +34,7 @@ def main(argv=None):
     parser.add_argument("--mse_steps", type=int, default=0, help="0: the data term is 1 - SSIM from the start")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--plain", action="store_true", help="the plain form of the same step")
+    parser.add_argument("--low_memory", action="store_true", help="the form that takes more time and less memory")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -41,6 +42,7 @@ def main(argv=None):
         keep_freed_memory()
     device, kernel_size = choose_device(args.device), check_kernel_size(args.kernel_size)
     changes = {"mse_steps": args.mse_steps} if args.preset == "release" else {}
+    changes["low_memory"] = args.low_memory
     y = torch.rand(1, 1, *args.image_size, generator=torch.Generator().manual_seed(0)).to(device)
     run = Run(
         y, kernel_size, make_settings(args.preset, num_iter=args.steps + args.warmup, **changes), plain=args.plain
@@ -57,7 +59,7 @@ def main(argv=None):
         "seconds_per_step": round(statistics.median(seconds[args.warmup :]), 4),
         "cpu_seconds_per_step": round(statistics.median(cpu[args.warmup :]), 4),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "form": "plain" if args.plain else "fast",
+        "form": "plain" if args.plain else "low memory" if args.low_memory else "fast",
         "image_size": list(args.image_size),
         "kernel_size": list(kernel_size),
         "steps": args.steps,

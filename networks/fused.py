@@ -240,9 +240,7 @@ class _Join:
         strip = buffer[: rows.stop - rows.start + 2, : self.width + 2]
         inner = strip[top - rows.start + 1 : bottom - rows.start + 1, 1:-1]
         inner[..., : self.channels] = self.skip[top:bottom]
-        source = self._source(rows)
-        up = _positions(F.interpolate(_image(self.below[source]), scale_factor=2, mode="bilinear", align_corners=False))
-        inner[..., self.channels :] = up[top - 2 * source.start : bottom - 2 * source.start, : self.width]
+        self._upsample(rows, top, bottom, inner[..., self.channels :])
         strip[:, 0], strip[:, -1] = strip[:, 2], strip[:, -3]
         if rows.start == 0:
             strip[0] = strip[2]
@@ -281,6 +279,23 @@ class _Join:
         target[:, :-1].add_(even[:, 1:], alpha=0.25)
         target[:, 0].add_(even[:, 0], alpha=0.25)
         target[:, -1].add_(odd[:, -1], alpha=0.25)
+
+    def _upsample(self, rows, top, bottom, out):
+        """Write rows top to bottom of the upsampled tensor."""
+        source = self._source(rows)
+        below = self.below[source]
+        height, width, channels = below.shape
+        tall = below.new_empty(height, 2, width, channels)
+        tall[0, 0], tall[-1, 1] = below[0], below[-1]
+        torch.lerp(below[:-1], below[1:], 0.75, out=tall[1:, 0])
+        torch.lerp(below[:-1], below[1:], 0.25, out=tall[:-1, 1])
+        tall = tall.view(2 * height, width, channels)[top - 2 * source.start : bottom - 2 * source.start]
+        even, odd = out[:, 2::2], out[:, 1:-1:2]
+        out[:, 0] = tall[:, 0]
+        torch.lerp(tall[:, :-1], tall[:, 1:], 0.75, out=even)
+        torch.lerp(tall[:, : odd.shape[1]], tall[:, 1 : odd.shape[1] + 1], 0.25, out=odd)
+        if self.width % 2 == 0:
+            out[:, -1] = tall[:, -1]
 
     def _source(self, rows):
         """The rows of ``below`` that a strip and its surroundings are made of; strips start at even rows."""

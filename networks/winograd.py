@@ -97,7 +97,7 @@ def _untiled(tiles):
 
 @lru_cache
 def _transforms(dtype, device):
-    """The matrices that take input tiles to places (36, 36), places to output tiles (16, 36), weights to places (36, 9).
+    """The matrices that make places of input tiles (36, 36), output tiles of places (16, 36), places of weights (36, 9).
 
     The construction of Cook and Toom: polynomials are multiplied by their
     values at POINTS and at infinity; the convolution is the transpose of that.

@@ -59,7 +59,7 @@ def _jobs(args, benchmark, paths):
     preset = args.preset or ("nonblind" if args.kernel else "release")
     if preset == "release":
         changes.setdefault("mse_steps", benchmark.mse_steps)
-    settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, **changes)
+    settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, low_memory=args.low_memory, **changes)
     if (args.kernel is None) == (preset == "nonblind"):
         raise UserError("--kernel and --preset nonblind go together")
     kernel = read_kernel(args.kernel) if args.kernel else None
@@ -93,6 +93,7 @@ def _parser(benchmark):
     add("--seed", type=_whole, default=0, help="seed of all random numbers")
     add("--device", default="auto", help="cuda, cuda:1, cpu; auto takes CUDA where there is one")
     add("--threads", type=_whole, help="CPU threads; by default all cores")
+    add("--low_memory", action="store_true", help="for large images: a third of the memory, more time")
     add("--save_frequency", type=_whole, default=100, help="steps between intermediate results; 0 for none")
     add("--checkpoint_every", type=_whole, default=0, help="steps between checkpoints; 0 for one a minute")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N equal parts of the images")

@@ -30,6 +30,9 @@ class Settings:
         Standard deviation of the noise added to z_x at each step.
     seed : int
         Seed of the inputs, of the networks' start and of the input noise.
+    low_memory : bool
+        Compute more than once what would fill the memory. It changes the
+        result only by rounding, but a run has to go on as it began.
     """
 
     preset: str = "release"
@@ -41,6 +44,7 @@ class Settings:
     milestones: tuple[int, ...] = (2000, 3000, 4000)
     input_noise: float = 1e-3
     seed: int = 0
+    low_memory: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -50,14 +54,22 @@ class Settings:
                 raise UserError(f"{name}: {value!r} is not a whole number")
             if value is not None and not lowest <= value < 2**63:
                 raise UserError(f"{name}: {value} is out of range; the lowest value is {lowest}")
+        if not isinstance(self.low_memory, bool):
+            raise UserError(f"low_memory: {self.low_memory!r} is neither true nor false")
         for name in ("tv_weight", "lr_image", "lr_kernel", "input_noise"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise UserError(f"{name}: {value!r} is not a number of at least 0")
 
     def as_dict(self):
-        """The settings as a dictionary that JSON can hold."""
-        return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        """The settings as a dictionary that JSON can hold.
+
+        ``low_memory`` is left out where it is off, as in results from before there was that setting.
+        """
+        settings = {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        if not self.low_memory:
+            del settings["low_memory"]
+        return settings
 
 
 # What each preset is, then what it changes from the defaults above, which are the released program's.

@@ -48,7 +48,7 @@ class Run:
         self.z_k = draw_z_k(seed=settings.seed).to(y)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.G_x = SkipGenerator(Z_CHANNELS, plain=plain).to(y)
+            self.G_x = SkipGenerator(Z_CHANNELS, plain=plain, low_memory=settings.low_memory).to(y)
             self.G_k = KernelGenerator(kernel_size).to(y)
         groups = [{"params": self.G_x.parameters(), "lr": settings.lr_image}]
         if kernel is None:
