@@ -127,14 +127,10 @@ class _Decode(torch.autograd.Function):
         conv = _conv(weight1 * (gamma0 * rstd0)[:, None, None], skip.shape)
         height, width, _ = skip.shape
         c1 = skip.new_empty(height, width, len(weight1))
-        moments = _Moments()
-        for rows in _strips(height, width):
-            conv.forward(join.fill(conv.buffer(rows.stop - rows.start, width), rows), c1[rows])
-            moments.add(c1[rows])
-        norm1 = _Norm(*moments.merged(), gamma1, beta1, eps)
+        norm1 = _Norm(*_convolve(join, conv, c1), gamma1, beta1, eps)
         c1 = c1.flatten(0, 1)
         c2 = None if low_memory else torch.empty_like(c1[:, : len(weight2)])
-        moments = _Moments()
+        moments = _Moments(c1.new_empty(2, len(list(_blocks(len(c1)))), len(weight2)))
         for block in _blocks(len(c1)):
             z = norm1.activated(c1[block])
             moments.add(torch.mm(z, weight2.t(), out=None if c2 is None else c2[block]))
@@ -382,6 +378,16 @@ class _DirectConv:
         return self.gradient
 
 
+def _convolve(source, conv, out):
+    """Convolve a source of strips into out (H, W, O); returns its mean and biased variance per channel."""
+    strips = list(_strips(*out.shape[:2]))
+    moments = _Moments(out.new_empty(2, len(strips), out.shape[2]))
+    for rows in strips:
+        conv.forward(source.fill(conv.buffer(rows.stop - rows.start, out.shape[1]), rows), out[rows])
+        moments.add(out[rows])
+    return moments.merged()
+
+
 def _conv(weight, size):
     return (TiledConv if size[0] * size[1] >= TILED else _DirectConv)(weight)
 
@@ -390,22 +396,27 @@ class _Moments:
     """Mean and biased variance per channel of positions that come block by block.
 
     Each block is taken about its own mean, so nothing cancels.
+
+    Parameters
+    ----------
+    memory : tensor (2, blocks, C)
     """
 
-    def __init__(self):
-        self.parts = []
+    def __init__(self, memory):
+        self.means, self.variances = memory
+        self.counts = []
 
     def add(self, x):
         """Take in x (..., C)."""
-        self.parts.append((*_statistics(x.view(1, -1, x.shape[-1])), x.numel() // x.shape[-1]))
+        i = len(self.counts)
+        self.means[i], self.variances[i] = _statistics(x.view(1, -1, x.shape[-1]))
+        self.counts.append(x.numel() // x.shape[-1])
 
     def merged(self):
         """Mean and variance of all that was added."""
-        means, variances, counts = zip(*self.parts, strict=True)
-        means, variances = torch.stack(means), torch.stack(variances)
-        share = means.new_tensor(counts)[:, None] / sum(counts)
-        mean = (share * means).sum(0)
-        return mean, (share * (variances + (means - mean).square())).sum(0)
+        share = self.means.new_tensor(self.counts)[:, None] / sum(self.counts)
+        mean = (share * self.means).sum(0)
+        return mean, (share * (self.variances + (self.means - mean).square())).sum(0)
 
 
 class _Norm:

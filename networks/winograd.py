@@ -7,6 +7,7 @@ channel at each of the 36 places, and transformed back. All transforms are
 matrix products over the places.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -31,11 +32,12 @@ class TiledConv:
         self.of_weights = of_weights
         self.weight = (of_weights @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(IN * IN, channels, outputs)
         self.gradient = torch.zeros_like(self.weight)
+        self._memory = {}
 
     def buffer(self, rows, width):
         """Memory for a strip of ``rows`` and its surroundings, (>= rows + 2, >= width + 2, C); the excess is 0."""
         high, wide = _tiles(rows), _tiles(width)
-        buffer = self.weight.new_empty(OUT * high + 2, OUT * wide + 2, self.weight.shape[1])
+        buffer = self._reused("strip", OUT * high + 2, OUT * wide + 2, self.weight.shape[1])
         buffer[rows + 2 :] = 0
         buffer[:, width + 2 :] = 0
         return buffer
@@ -44,25 +46,35 @@ class TiledConv:
         """Convolve a filled ``buffer`` into out (rows, W, O)."""
         rows, width, outputs = out.shape
         high, wide = _tiles(rows), _tiles(width)
-        products = torch.bmm(self._places(strip), self.weight)
-        tiles = (self.to_tiles @ products.flatten(1)).view(OUT, OUT, high, wide, outputs)
-        out.copy_(_untiled(tiles)[:rows, :width])
+        products = self._reused("products", IN * IN, high * wide, outputs)
+        torch.bmm(self._places(strip), self.weight, out=products)
+        tiles = self._reused("result", OUT * OUT, high * wide * outputs)
+        torch.mm(self.to_tiles, products.flatten(1), out=tiles)
+        _copy_tiles(out, tiles.view(OUT, OUT, high, wide, outputs))
 
     def backward(self, strip, g):
-        """The gradient of a filled ``buffer`` from that of the result, g (rows, W, O)."""
+        """The gradient of a filled ``buffer``, in its memory, from that of the result, g (rows, W, O)."""
         (rows, width, outputs), channels = g.shape, strip.shape[2]
         high, wide = _tiles(rows), _tiles(width)
         if (rows, width) != (OUT * high, OUT * wide):
-            whole = g.new_zeros(OUT * high, OUT * wide, outputs)
+            whole = self._reused("gradient", OUT * high, OUT * wide, outputs)
             whole[:rows, :width] = g
+            whole[rows:] = 0
+            whole[:, width:] = 0
             g = whole
-        tiles = g.view(high, OUT, wide, OUT, outputs).permute(1, 3, 0, 2, 4).reshape(OUT * OUT, -1)
-        products = (self.to_tiles.t() @ tiles).view(IN * IN, high * wide, outputs)
-        self.gradient.baddbmm_(self._places(strip).transpose(1, 2), products)
-        places = torch.bmm(products, self.weight.transpose(1, 2))
-        tiles = (self.to_places.t() @ places.flatten(1)).view(IN, IN, high, wide, channels)
-        g_strip = torch.zeros_like(strip)
-        g_strip[:-2, :-2] = _untiled(tiles[:OUT, :OUT])
+        tiles = self._reused("result", OUT, OUT, high, wide, outputs)
+        tiles.copy_(g.view(high, OUT, wide, OUT, outputs).permute(1, 3, 0, 2, 4))
+        products = self._reused("products", IN * IN, high * wide, outputs)
+        torch.mm(self.to_tiles.t(), tiles.view(OUT * OUT, -1), out=products.flatten(1))
+        places = self._places(strip)
+        self.gradient.baddbmm_(places.transpose(1, 2), products)
+        torch.bmm(products, self.weight.transpose(1, 2), out=places)
+        tiles = self._reused("tiles", IN, IN, high, wide, channels)
+        torch.mm(self.to_places.t(), places.flatten(1), out=tiles.view(IN * IN, -1))
+        g_strip = strip
+        g_strip[-2:] = 0
+        g_strip[:, -2:] = 0
+        _copy_tiles(g_strip[:-2, :-2], tiles[:OUT, :OUT])
         # The tiles of the input overlap by two rows and columns.
         for i in (0, 1):
             g_strip[OUT + i :: OUT, :-2] += tiles[OUT + i, :OUT].permute(1, 2, 0, 3).flatten(1, 2)
@@ -81,18 +93,40 @@ class TiledConv:
         high, wide, channels = (len(strip) - 2) // OUT, (strip.shape[1] - 2) // OUT, strip.shape[2]
         rows, columns, _ = strip.stride()
         shape = (IN, IN, high, wide, channels)
-        tiles = strip.as_strided(shape, (rows, columns, OUT * rows, OUT * columns, 1)).reshape(IN * IN, -1)
-        return (self.to_places @ tiles).view(IN * IN, high * wide, channels)
+        tiles = self._reused("tiles", *shape)
+        tiles.copy_(strip.as_strided(shape, (rows, columns, OUT * rows, OUT * columns, 1)))
+        places = self._reused("places", IN * IN, high * wide, channels)
+        torch.mm(self.to_places, tiles.view(IN * IN, -1), out=places.flatten(1))
+        return places
+
+    def _reused(self, name, *shape):
+        """Memory of a shape, the same for each strip: small tensors between large ones would break the heap to pieces."""
+        size = math.prod(shape)
+        if name not in self._memory or len(self._memory[name]) < size:
+            self._memory[name] = self.weight.new_empty(size)
+        return self._memory[name][:size].view(shape)
 
 
 def _tiles(length):
     return -(-length // OUT)
 
 
-def _untiled(tiles):
-    """(4, 4, high, wide, C) as (4 high, 4 wide, C)."""
-    _, _, high, wide, channels = tiles.shape
-    return tiles.permute(2, 0, 3, 1, 4).reshape(OUT * high, OUT * wide, channels)
+def _copy_tiles(out, tiles):
+    """Put tiles (4, 4, high, wide, C) side by side into out (rows, W, C), as far as it goes."""
+    rows, width, channels = out.shape
+    high, wide = rows // OUT, width // OUT
+    tiles = tiles.permute(2, 0, 3, 1, 4)
+    row, column, _ = out.stride()
+    whole = out.as_strided(
+        (high, OUT, wide, OUT, channels), (OUT * row, row, OUT * column, column, 1), out.storage_offset()
+    )
+    whole.copy_(tiles[:high, :, :wide])
+    if width % OUT:
+        rest = tiles[:, :, -1, : width % OUT].flatten(0, 1)
+        out[:, OUT * wide :] = rest[:rows]
+    if rows % OUT:
+        rest = tiles[-1, : rows % OUT].flatten(1, 2)
+        out[OUT * high :] = rest[:, :width]
 
 
 @lru_cache
