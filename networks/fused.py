@@ -22,7 +22,7 @@ from networks.winograd import TiledConv
 SLOPE = 0.2
 # Positions worked on at a time: where cheap operations follow each other, and of a convolution.
 BLOCK = 2048
-STRIP = 4096
+STRIP = 3300
 # Positions from which on a 3x3 convolution is done in tiles.
 TILED = 16384
 
@@ -44,9 +44,10 @@ def generate(net, z, *, low_memory=False):
 
 def encode(x, scale):
     """`_Scale.encode` of x (1, C, H, W)."""
-    x = norm_act(_padded_conv(x, scale.down[0]), scale.down[1])
-    if scale.non_local is not None:
-        x = non_local(x, scale.non_local)
+    x = _padded_conv(x, scale.down[0])
+    if scale.non_local is None:
+        return refine(x, scale)
+    x = non_local(norm_act(x, scale.down[1]), scale.non_local)
     return norm_act(_padded_conv(x, scale.refine[0]), scale.refine[1])
 
 
@@ -213,6 +214,74 @@ class _Decode(torch.autograd.Function):
         )
 
 
+def refine(x, scale):
+    """`_Scale.encode` without non-local block from the normalisation in its middle on, for x (1, C, H, W).
+
+    What is kept is x and the output of the convolution.
+    """
+    before, conv, after = scale.down[1], scale.refine[0], scale.refine[1]
+    y = _Refine.apply(_positions(x), before.weight, before.bias, conv.weight, after.weight, after.bias, before.eps)
+    return _image(y)
+
+
+class _Refine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gamma1, beta1, weight, gamma2, beta2, eps):
+        norm1 = _Norm(*_statistics(x), gamma1, beta1, eps)
+        c = x.new_empty(*x.shape[:2], len(weight))
+        norm2 = _Norm(*_convolve(_Activated(x, norm1), _conv(weight, x.shape), c), gamma2, beta2, eps)
+        y = torch.empty_like(c)
+        for source, target in _block_pairs(c, y):
+            target.copy_(norm2.activated(source))
+        ctx.save_for_backward(x, weight, c, *norm1.tensors, *norm2.tensors)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_y):
+        x, weight, c, *rest = ctx.saved_tensors
+        norm1, norm2 = _Norm.again(rest[:4]), _Norm.again(rest[4:])
+        height, width, _ = x.shape
+        for block, g in _block_pairs(c, g_y):
+            norm2.collect(norm2.masked(g, block), block)
+        norm2.close(height * width)
+        source, conv = _Activated(x, norm1), _conv(weight, x.shape)
+        for rows in _strips(height, width):
+            g = norm2.input_gradient(norm2.masked(g_y[rows], c[rows]), c[rows])
+            strip = source.fill(conv.buffer(rows.stop - rows.start, width), rows)
+            source.add_gradient(rows, conv.backward(strip, g))
+        g_x = source.g_x
+        for block, g in _block_pairs(x, g_x):
+            g.copy_(norm1.masked(g, block))
+            norm1.collect(g, block)
+        norm1.close(height * width)
+        for block, g in _block_pairs(x, g_x):
+            g.copy_(norm1.input_gradient(g, block))
+        return g_x, norm1.g_gamma, norm1.g_beta, conv.weight_gradient(), norm2.g_gamma, norm2.g_beta, None
+
+
+class _Activated:
+    """A normalised and activated tensor, a strip of rows at a time; x is (H, W, C)."""
+
+    def __init__(self, x, norm):
+        self.x, self.norm = x, norm
+        self.g_x = None
+
+    def fill(self, buffer, rows):
+        """As `_Join.fill`."""
+        inner, around = _inner(buffer, rows, self.x.shape)
+        torch.addcmul(self.norm.shift, self.x[around], self.norm.scale, out=inner)
+        F.leaky_relu_(inner, SLOPE)
+        return _reflected(buffer, rows, self.x.shape)
+
+    def add_gradient(self, rows, g):
+        """Hand the gradient of a strip, which is overwritten, on to ``g_x``, that of the activated tensor."""
+        if self.g_x is None:
+            self.g_x = torch.zeros_like(self.x)
+        inner, around = _inner(_folded(g, rows, self.x.shape), rows, self.x.shape)
+        self.g_x[around] += inner
+
+
 class _Join:
     """Upsampling by 2, centre crop to the size of ``skip`` and concatenation, a strip of rows at a time.
 
@@ -232,36 +301,21 @@ class _Join:
 
     def fill(self, buffer, rows):
         """Write the joined rows and their reflection-padded surroundings to buffer[: rows + 2, : W + 2]."""
-        top, bottom = max(rows.start - 1, 0), min(rows.stop + 1, self.height)
-        strip = buffer[: rows.stop - rows.start + 2, : self.width + 2]
-        inner = strip[top - rows.start + 1 : bottom - rows.start + 1, 1:-1]
-        inner[..., : self.channels] = self.skip[top:bottom]
-        self._upsample(rows, top, bottom, inner[..., self.channels :])
-        strip[:, 0], strip[:, -1] = strip[:, 2], strip[:, -3]
-        if rows.start == 0:
-            strip[0] = strip[2]
-        if rows.stop == self.height:
-            strip[-1] = strip[-3]
-        return buffer
+        inner, around = _inner(buffer, rows, self.skip.shape)
+        inner[..., : self.channels] = self.skip[around]
+        self._upsample(rows, around, inner[..., self.channels :])
+        return _reflected(buffer, rows, self.skip.shape)
 
     def add_gradient(self, rows, g):
         """Hand the gradient of a strip, which is overwritten, on to ``g_skip`` and ``g_below``."""
         if self.g_skip is None:
             self.g_skip, self.g_below = torch.zeros_like(self.skip), torch.zeros_like(self.below)
-        g = g[: rows.stop - rows.start + 2, : self.width + 2]
-        g[:, 2] += g[:, 0]
-        g[:, -3] += g[:, -1]
-        if rows.start == 0:
-            g[2] += g[0]
-        if rows.stop == self.height:
-            g[-3] += g[-1]
-        top, bottom = max(rows.start - 1, 0), min(rows.stop + 1, self.height)
-        inner = g[top - rows.start + 1 : bottom - rows.start + 1, 1:-1]
-        self.g_skip[top:bottom] += inner[..., : self.channels]
+        inner, around = _inner(_folded(g, rows, self.skip.shape), rows, self.skip.shape)
+        self.g_skip[around] += inner[..., : self.channels]
         source = self._source(rows)
         height, width = source.stop - source.start, self.below.shape[1]
         up = g.new_zeros(2 * height, 2 * width, self.below.shape[2])
-        up[top - 2 * source.start : bottom - 2 * source.start, : self.width] = inner[..., self.channels :]
+        up[around.start - 2 * source.start : around.stop - 2 * source.start, : self.width] = inner[..., self.channels :]
         even, odd = up.view(height, 2, 2 * width, -1).unbind(1)
         up = 0.75 * (even + odd)
         up[1:].add_(odd[:-1], alpha=0.25)
@@ -276,8 +330,8 @@ class _Join:
         target[:, 0].add_(even[:, 0], alpha=0.25)
         target[:, -1].add_(odd[:, -1], alpha=0.25)
 
-    def _upsample(self, rows, top, bottom, out):
-        """Write rows top to bottom of the upsampled tensor."""
+    def _upsample(self, rows, around, out):
+        """Write the rows ``around`` of the upsampled tensor."""
         source = self._source(rows)
         below = self.below[source]
         height, width, channels = below.shape
@@ -285,7 +339,7 @@ class _Join:
         tall[0, 0], tall[-1, 1] = below[0], below[-1]
         torch.lerp(below[:-1], below[1:], 0.75, out=tall[1:, 0])
         torch.lerp(below[:-1], below[1:], 0.25, out=tall[:-1, 1])
-        tall = tall.view(2 * height, width, channels)[top - 2 * source.start : bottom - 2 * source.start]
+        tall = tall.view(2 * height, width, channels)[around.start - 2 * source.start : around.stop - 2 * source.start]
         even, odd = out[:, 2::2], out[:, 1:-1:2]
         out[:, 0] = tall[:, 0]
         torch.lerp(tall[:, :-1], tall[:, 1:], 0.75, out=even)
@@ -341,6 +395,35 @@ class _Join:
 
     def _half_strips(self):
         return _strips(*self.below.shape[:2])
+
+
+def _inner(buffer, rows, size):
+    """The part of a strip's buffer that lies within (H, W, ...), and the rows of the whole that it stands for."""
+    around = slice(max(rows.start - 1, 0), min(rows.stop + 1, size[0]))
+    return buffer[around.start - rows.start + 1 : around.stop - rows.start + 1, 1 : size[1] + 1], around
+
+
+def _reflected(buffer, rows, size):
+    """Fill the padding of a strip's buffer from its inner part."""
+    strip = buffer[: rows.stop - rows.start + 2, : size[1] + 2]
+    strip[:, 0], strip[:, -1] = strip[:, 2], strip[:, -3]
+    if rows.start == 0:
+        strip[0] = strip[2]
+    if rows.stop == size[0]:
+        strip[-1] = strip[-3]
+    return buffer
+
+
+def _folded(g, rows, size):
+    """The gradient of a strip's inner part, in its place, from that of the strip."""
+    strip = g[: rows.stop - rows.start + 2, : size[1] + 2]
+    strip[:, 2] += strip[:, 0]
+    strip[:, -3] += strip[:, -1]
+    if rows.start == 0:
+        strip[2] += strip[0]
+    if rows.stop == size[0]:
+        strip[-3] += strip[-1]
+    return g
 
 
 def _upsampling(size, like):
@@ -489,6 +572,12 @@ def _statistics(x):
 def _blocks(positions):
     """Blocks of positions, so small that what is computed of one stays in the cache."""
     return (slice(start, min(start + BLOCK, positions)) for start in range(0, positions, BLOCK))
+
+
+def _block_pairs(*tensors):
+    """The same block of positions of several (H, W, C)."""
+    tensors = [tensor.flatten(0, 1) for tensor in tensors]
+    return (tuple(tensor[block] for tensor in tensors) for block in _blocks(len(tensors[0])))
 
 
 def _strips(height, width):

@@ -100,7 +100,7 @@ class TiledConv:
         return places
 
     def _reused(self, name, *shape):
-        """Memory of a shape, the same for each strip: small tensors between large ones would break the heap to pieces."""
+        """Memory of a shape, the same for each strip; where it was new, the heap would come to consist of gaps."""
         size = math.prod(shape)
         if name not in self._memory or len(self._memory[name]) < size:
             self._memory[name] = self.weight.new_empty(size)
@@ -117,9 +117,7 @@ def _copy_tiles(out, tiles):
     high, wide = rows // OUT, width // OUT
     tiles = tiles.permute(2, 0, 3, 1, 4)
     row, column, _ = out.stride()
-    whole = out.as_strided(
-        (high, OUT, wide, OUT, channels), (OUT * row, row, OUT * column, column, 1), out.storage_offset()
-    )
+    whole = out.as_strided((high, OUT, wide, OUT, channels), (OUT * row, row, OUT * column, column, 1))
     whole.copy_(tiles[:high, :, :wide])
     if width % OUT:
         rest = tiles[:, :, -1, : width % OUT].flatten(0, 1)
@@ -131,7 +129,7 @@ def _copy_tiles(out, tiles):
 
 @lru_cache
 def _transforms(dtype, device):
-    """The matrices that make places of input tiles (36, 36), output tiles of places (16, 36), places of weights (36, 9).
+    """Matrices that make places of an input tile (36, 36), output tiles of places (16, 36), places of weights (36, 9).
 
     The construction of Cook and Toom: polynomials are multiplied by their
     values at POINTS and at infinity; the convolution is the transpose of that.
