@@ -556,12 +556,13 @@ def _padded_conv(x, conv):
 
 def _positions(x):
     """(1, C, H, W) as (H, W, C)."""
-    return x[0].permute(1, 2, 0)
+    return x.permute(0, 2, 3, 1).squeeze(0)
 
 
 def _image(x):
     """(H, W, C) as (1, C, H, W), channels last."""
-    return x.permute(2, 0, 1)[None]
+    # The other way round the new dimension has a stride by which it does not count as channels last.
+    return x[None].permute(0, 3, 1, 2)
 
 
 def _statistics(x):
