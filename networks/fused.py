@@ -125,19 +125,19 @@ class _Decode(torch.autograd.Function):
         join = _Join(skip, below)
         mean0, variance0 = join.statistics()
         rstd0 = (variance0 + eps).rsqrt()
-        conv = _conv(weight1 * (gamma0 * rstd0)[:, None, None], skip.shape)
+        conv = _conv(weight1 * (gamma0 * rstd0)[:, None, None], skip)
         height, width, _ = skip.shape
         c1 = skip.new_empty(height, width, len(weight1))
         norm1 = _Norm(*_convolve(join, conv, c1), gamma1, beta1, eps)
         c1 = c1.flatten(0, 1)
         c2 = None if low_memory else torch.empty_like(c1[:, : len(weight2)])
-        moments = _Moments(c1.new_empty(2, len(list(_blocks(len(c1)))), len(weight2)))
-        for block in _blocks(len(c1)):
+        moments = _Moments(c1.new_empty(2, len(list(_blocks(c1))), len(weight2)))
+        for block in _blocks(c1):
             z = norm1.activated(c1[block])
             moments.add(torch.mm(z, weight2.t(), out=None if c2 is None else c2[block]))
         norm2 = _Norm(*moments.merged(), gamma2, beta2, eps)
         y = c1.new_empty(len(c1), len(weight2) if weight3 is None else len(weight3))
-        for block in _blocks(len(c1)):
+        for block in _blocks(c1):
             z = norm1.activated(c1[block]).mm(weight2.t()) if c2 is None else c2[block]
             z = norm2.activated(z)
             if weight3 is None:
@@ -156,41 +156,47 @@ class _Decode(torch.autograd.Function):
         norm1, norm2 = _Norm.again(rest[:4]), _Norm.again(rest[4:])
         g_y = g_y.flatten(0, 1)
 
-        def c2_of(block):
-            return norm1.activated(c1[block]).mm(weight2.t()) if c2 is None else c2[block]
+        def c2_of(block, z=None):
+            if c2 is not None:
+                return c2[block]
+            return (norm1.activated(c1[block]) if z is None else z).mm(weight2.t())
 
         def g_of(block):
             """Gradient of the activated c2."""
             return g_y[block] if weight3 is None else g_y[block].mm(weight3)
 
-        def g_c1_of(block):
-            """Gradient of c1 after its normalisation, and the gradient of c2."""
-            x = c2_of(block)
-            g_c2 = norm2.input_gradient(norm2.masked(g_of(block), x), x)
-            return norm1.masked(g_c2.mm(weight2), c1[block]), g_c2
+        def g_c2_of(block, x):
+            return norm2.input_gradient(norm2.masked(g_of(block), norm2.activated(x)), x)
 
         g_weight3 = None if weight3 is None else torch.zeros_like(weight3)
-        for block in _blocks(len(c1)):
+        for block in _blocks(c1):
             x = c2_of(block)
+            z = norm2.activated(x)
             if weight3 is not None:
-                g_weight3.addmm_(g_y[block].t(), norm2.activated(x))
-            norm2.collect(norm2.masked(g_of(block), x), x)
+                g_weight3.addmm_(g_y[block].t(), z)
+            norm2.collect(norm2.masked(g_of(block), z), x)
         norm2.close(len(c1))
         g_weight2 = torch.zeros_like(weight2)
-        for block in _blocks(len(c1)):
-            g, g_c2 = g_c1_of(block)
-            g_weight2.addmm_(g_c2.t(), norm1.activated(c1[block]))
+        for block in _blocks(c1):
+            z = norm1.activated(c1[block])
+            g = g_c2_of(block, c2_of(block, z))
+            g_weight2.addmm_(g.t(), z)
+            g = norm1.masked(g.mm(weight2), z)
             norm1.collect(g, c1[block])
             if c2 is not None:
                 c2[block] = g
         norm1.close(len(c1))
 
         join = _Join(skip, below)
-        conv = _conv(weight1 * (gamma0 * rstd0)[:, None, None], skip.shape)
+        conv = _conv(weight1 * (gamma0 * rstd0)[:, None, None], skip)
         height, width, _ = skip.shape
-        for rows in _strips(height, width):
+        for rows in _strips(skip):
             block = slice(rows.start * width, rows.stop * width)
-            g = g_c1_of(block)[0] if c2 is None else c2[block]
+            if c2 is None:
+                z = norm1.activated(c1[block])
+                g = norm1.masked(g_c2_of(block, c2_of(block, z)).mm(weight2), z)
+            else:
+                g = c2[block]
             g = norm1.input_gradient(g, c1[block]).view(-1, width, len(weight1))
             strip = join.fill(conv.buffer(rows.stop - rows.start, width), rows)
             join.add_gradient(rows, conv.backward(strip, g))
@@ -229,7 +235,7 @@ class _Refine(torch.autograd.Function):
     def forward(ctx, x, gamma1, beta1, weight, gamma2, beta2, eps):
         norm1 = _Norm(*_statistics(x), gamma1, beta1, eps)
         c = x.new_empty(*x.shape[:2], len(weight))
-        norm2 = _Norm(*_convolve(_Activated(x, norm1), _conv(weight, x.shape), c), gamma2, beta2, eps)
+        norm2 = _Norm(*_convolve(_Activated(x, norm1), _conv(weight, x), c), gamma2, beta2, eps)
         y = torch.empty_like(c)
         for source, target in _block_pairs(c, y):
             target.copy_(norm2.activated(source))
@@ -243,16 +249,16 @@ class _Refine(torch.autograd.Function):
         norm1, norm2 = _Norm.again(rest[:4]), _Norm.again(rest[4:])
         height, width, _ = x.shape
         for block, g in _block_pairs(c, g_y):
-            norm2.collect(norm2.masked(g, block), block)
+            norm2.collect(norm2.masked(g, norm2.activated(block)), block)
         norm2.close(height * width)
-        source, conv = _Activated(x, norm1), _conv(weight, x.shape)
-        for rows in _strips(height, width):
-            g = norm2.input_gradient(norm2.masked(g_y[rows], c[rows]), c[rows])
+        source, conv = _Activated(x, norm1), _conv(weight, x)
+        for rows in _strips(x):
+            g = norm2.input_gradient(norm2.masked(g_y[rows], norm2.activated(c[rows])), c[rows])
             strip = source.fill(conv.buffer(rows.stop - rows.start, width), rows)
             source.add_gradient(rows, conv.backward(strip, g))
         g_x = source.g_x
         for block, g in _block_pairs(x, g_x):
-            g.copy_(norm1.masked(g, block))
+            g.copy_(norm1.masked(g, norm1.activated(block)))
             norm1.collect(g, block)
         norm1.close(height * width)
         for block, g in _block_pairs(x, g_x):
@@ -312,27 +318,32 @@ class _Join:
             self.g_skip, self.g_below = torch.zeros_like(self.skip), torch.zeros_like(self.below)
         inner, around = _inner(_folded(g, rows, self.skip.shape), rows, self.skip.shape)
         self.g_skip[around] += inner[..., : self.channels]
-        source = self._source(rows)
-        height, width = source.stop - source.start, self.below.shape[1]
-        up = g.new_zeros(2 * height, 2 * width, self.below.shape[2])
-        up[around.start - 2 * source.start : around.stop - 2 * source.start, : self.width] = inner[..., self.channels :]
-        even, odd = up.view(height, 2, 2 * width, -1).unbind(1)
-        up = 0.75 * (even + odd)
-        up[1:].add_(odd[:-1], alpha=0.25)
-        up[:-1].add_(even[1:], alpha=0.25)
-        up[0].add_(even[0], alpha=0.25)
-        up[-1].add_(odd[-1], alpha=0.25)
-        even, odd = up.view(height, width, 2, -1).unbind(2)
-        target = self.g_below[source]
-        target.add_(even, alpha=0.75).add_(odd, alpha=0.75)
-        target[:, 1:].add_(odd[:, :-1], alpha=0.25)
-        target[:, :-1].add_(even[:, 1:], alpha=0.25)
-        target[:, 0].add_(even[:, 0], alpha=0.25)
-        target[:, -1].add_(odd[:, -1], alpha=0.25)
+        up = inner[..., self.channels :]
+        even, odd = up[:, ::2], up[:, 1::2]
+        narrow = 0.75 * even
+        narrow[:, : odd.shape[1]].add_(odd, alpha=0.75)
+        narrow[:, 0].add_(even[:, 0], alpha=0.25)
+        narrow[:, :-1].add_(even[:, 1:], alpha=0.25)
+        narrow[:, 1:].add_(odd[:, : even.shape[1] - 1], alpha=0.25)
+        if self.width % 2 == 0:
+            narrow[:, -1].add_(odd[:, -1], alpha=0.25)
+        # Row i of below takes part in the rows 2 i - 1 to 2 i + 2 of the upsampled tensor.
+        for shift, share in ((-1, 0.25), (0, 0.75), (1, 0.75), (2, 0.25)):
+            first = around.start + (around.start + shift) % 2
+            part = narrow[first - around.start :: 2]
+            i = (first - shift) // 2
+            if i < 0:
+                self.g_below[0].add_(part[0], alpha=share)
+                part, i = part[1:], 0
+            if i + len(part) > len(self.below):
+                self.g_below[-1].add_(part[-1], alpha=share)
+                part = part[:-1]
+            self.g_below[i : i + len(part)].add_(part, alpha=share)
 
     def _upsample(self, rows, around, out):
         """Write the rows ``around`` of the upsampled tensor."""
-        source = self._source(rows)
+        # Strips start at even rows.
+        source = slice(max(rows.start // 2 - 1, 0), min((rows.stop + 1) // 2 + 1, len(self.below)))
         below = self.below[source]
         height, width, channels = below.shape
         tall = below.new_empty(height, 2, width, channels)
@@ -346,10 +357,6 @@ class _Join:
         torch.lerp(tall[:, : odd.shape[1]], tall[:, 1 : odd.shape[1] + 1], 0.25, out=odd)
         if self.width % 2 == 0:
             out[:, -1] = tall[:, -1]
-
-    def _source(self, rows):
-        """The rows of ``below`` that a strip and its surroundings are made of; strips start at even rows."""
-        return slice(max(rows.start // 2 - 1, 0), min((rows.stop + 1) // 2 + 1, len(self.below)))
 
     def statistics(self):
         """Mean and biased variance per joined channel.
@@ -394,7 +401,7 @@ class _Join:
             yield rows, x
 
     def _half_strips(self):
-        return _strips(*self.below.shape[:2])
+        return _strips(self.below)
 
 
 def _inner(buffer, rows, size):
@@ -463,7 +470,7 @@ class _DirectConv:
 
 def _convolve(source, conv, out):
     """Convolve a source of strips into out (H, W, O); returns its mean and biased variance per channel."""
-    strips = list(_strips(*out.shape[:2]))
+    strips = list(_strips(out))
     moments = _Moments(out.new_empty(2, len(strips), out.shape[2]))
     for rows in strips:
         conv.forward(source.fill(conv.buffer(rows.stop - rows.start, out.shape[1]), rows), out[rows])
@@ -471,8 +478,11 @@ def _convolve(source, conv, out):
     return moments.merged()
 
 
-def _conv(weight, size):
-    return (TiledConv if size[0] * size[1] >= TILED else _DirectConv)(weight)
+def _conv(weight, x):
+    """The way to convolve strips of x (H, W, C)."""
+    # Graphics cards have convolutions that are hard to beat.
+    tiled = x.device.type == "cpu" and x.shape[0] * x.shape[1] >= TILED
+    return (TiledConv if tiled else _DirectConv)(weight)
 
 
 class _Moments:
@@ -528,9 +538,9 @@ class _Norm:
         """The block normalised and activated."""
         return F.leaky_relu_(torch.addcmul(self.shift, x, self.scale), SLOPE)
 
-    def masked(self, g, x):
-        """The gradient before the activation from that after it."""
-        return torch.ops.aten.leaky_relu_backward(g, torch.addcmul(self.shift, x, self.scale), SLOPE, False)
+    def masked(self, g, z):
+        """The gradient before the activation from that after it, z being ``activated``."""
+        return torch.ops.aten.leaky_relu_backward(g, z, SLOPE, True)
 
     def collect(self, g, x):
         """Add what a block adds to the gradients of weight and bias, g being the gradient before the activation."""
@@ -570,18 +580,24 @@ def _statistics(x):
     return torch.ops.aten.batch_norm_update_stats(_image(x), None, None, 0.0)
 
 
-def _blocks(positions):
-    """Blocks of positions, so small that what is computed of one stays in the cache."""
-    return (slice(start, min(start + BLOCK, positions)) for start in range(0, positions, BLOCK))
+def _blocks(x):
+    """Blocks of the positions of x (positions, C), so small that what is computed of one stays in the cache."""
+    size = _on_device(BLOCK, x)
+    return (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
 
 
 def _block_pairs(*tensors):
     """The same block of positions of several (H, W, C)."""
     tensors = [tensor.flatten(0, 1) for tensor in tensors]
-    return (tuple(tensor[block] for tensor in tensors) for block in _blocks(len(tensors[0])))
+    return (tuple(tensor[block] for tensor in tensors) for block in _blocks(tensors[0]))
 
 
-def _strips(height, width):
-    """Strips of rows, each of a multiple of 4 rows but the last."""
-    rows = 4 * max(1, STRIP // (4 * width))
-    return (slice(start, min(start + rows, height)) for start in range(0, height, rows))
+def _strips(x):
+    """Strips of the rows of x (H, W, C), each of a multiple of 4 rows but the last."""
+    rows = 4 * max(1, _on_device(STRIP, x) // (4 * x.shape[1]))
+    return (slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows))
+
+
+def _on_device(positions, x):
+    # A graphics card wants few large pieces.
+    return positions if x.device.type == "cpu" else 64 * positions

@@ -140,8 +140,8 @@ def _transforms(dtype, device):
     last[0, -1] = 1
     to_tiles = torch.cat([powers, last]).t()
     others = [[q for q in POINTS if q != p] for p in POINTS]
-    scale = torch.tensor([torch.tensor([p - q for q in rest]).prod() for p, rest in zip(POINTS, others, strict=True)])
-    of_weights = torch.cat([powers[:, :3] / scale[:, None], last[:, 1:]])
+    scale = [math.prod(p - q for q in rest) for p, rest in zip(POINTS, others, strict=True)]
+    of_weights = torch.cat([powers[:, :3] / torch.tensor(scale, dtype=torch.float64)[:, None], last[:, 1:]])
     to_places = torch.stack([_polynomial(roots) for roots in (*others, POINTS)])
     return tuple(torch.kron(m, m).to(device, dtype) for m in (to_places, to_tiles, of_weights))
 
