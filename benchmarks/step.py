@@ -39,7 +39,7 @@ def main(argv=None):
     if args.threads:
         torch.set_num_threads(args.threads)
     if not args.plain:
-        keep_freed_memory()
+        keep_freed_memory(large=not args.low_memory)
     device, kernel_size = choose_device(args.device), check_kernel_size(args.kernel_size)
     changes = {"mse_steps": args.mse_steps} if args.preset == "release" else {}
     changes["low_memory"] = args.low_memory

@@ -23,7 +23,7 @@ def benchmark_main(benchmark, argv=None):
 
 def _benchmark_main(benchmark, argv):
     args = _parser(benchmark).parse_args(argv)
-    keep_freed_memory()
+    keep_freed_memory(large=not args.low_memory)
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.data_path == benchmark.blurry and not args.data_path.is_dir():
