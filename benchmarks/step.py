@@ -49,18 +49,19 @@ def main(argv=None):
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images side by side; with --graph")
     parser.add_argument("--compile", action="store_true", help="compile the plain image generator")
     parser.add_argument("--tune", action="store_true", help="let cuDNN try its algorithms")
+    parser.add_argument("--low_memory", action="store_true", help="the form that takes more time and less memory")
     args = parser.parse_args(argv)
     if args.batch > 1 and not args.graph:
         raise UserError("--batch: goes with --graph")
     if args.threads:
         torch.set_num_threads(args.threads)
     if not args.plain:
-        keep_freed_memory()
+        keep_freed_memory(large=not args.low_memory)
     torch.backends.cudnn.benchmark = args.tune
     device, kernel_size = choose_device(args.device), check_kernel_size(args.kernel_size)
     y = torch.rand(1, 1, *args.image_size, generator=torch.Generator().manual_seed(0)).to(device)
     changes = {"mse_steps": args.mse_steps} if args.preset == "release" else {}
-    changes |= {"num_iter": args.steps + args.warmup, "precision": args.precision}
+    changes |= {"num_iter": args.steps + args.warmup, "precision": args.precision, "low_memory": args.low_memory}
     runs = []
     for number in range(args.batch):
         runs.append(Run(y, kernel_size, make_settings(args.preset, seed=number // 4, **changes), plain=args.plain))
@@ -76,7 +77,7 @@ def main(argv=None):
                 stack.callback(one.close)
             steps = [one.step for one in fixed]
         seconds, cpu = measure(steps, args.warmup, args.steps, device)
-    form = "plain" if args.plain else "compiled" if args.compile else "fast"
+    form = "plain" if args.plain else "compiled" if args.compile else "low memory" if args.low_memory else "fast"
     line = {
         "seconds_per_step": round(seconds / args.batch, 6),
         "cpu_seconds_per_step": round(cpu / args.batch, 6),

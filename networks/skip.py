@@ -25,13 +25,24 @@ class SkipGenerator(nn.Module):
         Run the layers one by one as they are written here, instead of in the
         form of `networks.fused` or, on a GPU and under autocast,
         `networks.whole`, which give the same numbers to rounding.
+    low_memory : bool
+        Compute more of what the backward pass needs again instead of keeping
+        it (on the CPU); the same numbers, to rounding.
     """
 
     def __init__(
-        self, in_channels=8, out_channels=1, *, channels=(128,) * 5, skip_channels=16, non_local_from=2, plain=False
+        self,
+        in_channels=8,
+        out_channels=1,
+        *,
+        channels=(128,) * 5,
+        skip_channels=16,
+        non_local_from=2,
+        plain=False,
+        low_memory=False,
     ):
         super().__init__()
-        self.plain = plain
+        self.plain, self.low_memory = plain, low_memory
         self.scales = nn.ModuleList()
         for i, width in enumerate(channels):
             below = channels[min(i + 1, len(channels) - 1)]
@@ -43,8 +54,9 @@ class SkipGenerator(nn.Module):
     def forward(self, z):
         """Map z, shape (1, in_channels, H, W), to an image of shape (1, out_channels, H, W) within 0 to 1."""
         if not self.plain:
-            on_gpu = z.is_cuda or torch.is_autocast_enabled(z.device.type)
-            return (whole if on_gpu else fused).generate(self, z)
+            if z.is_cuda or torch.is_autocast_enabled(z.device.type):
+                return whole.generate(self, z)
+            return fused.generate(self, z, low_memory=self.low_memory)
         noise, inputs = z, []
         for scale in self.scales:
             inputs.append(z)

@@ -25,7 +25,7 @@ def benchmark_main(benchmark, argv=None):
 
 def _benchmark_main(benchmark, argv):
     args = _parser(benchmark).parse_args(argv)
-    keep_freed_memory()
+    keep_freed_memory(large=not args.low_memory)
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.data_path == benchmark.blurry and not args.data_path.is_dir():
@@ -71,7 +71,8 @@ def _jobs(args, benchmark, paths):
     preset = args.preset or ("nonblind" if args.kernel else "release")
     if preset == "release":
         changes.setdefault("mse_steps", benchmark.mse_steps)
-    settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, precision=args.precision, **changes)
+    changes |= {"precision": args.precision, "low_memory": args.low_memory}
+    settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, **changes)
     if (args.kernel is None) == (preset == "nonblind"):
         raise UserError("--kernel and --preset nonblind go together")
     kernel = read_kernel(args.kernel) if args.kernel else None
@@ -107,6 +108,7 @@ def _parser(benchmark):
     add("--threads", type=_whole, help="CPU threads; by default all cores")
     add("--batch", type=_batch, default=1, metavar="N", help="images at once; auto: 1 on the CPU, on a GPU what fits")
     add("--precision", choices=PRECISIONS, default="float32", help="arithmetic of the image generator on a GPU")
+    add("--low_memory", action="store_true", help="for large images: two thirds of the memory, a fifth more time")
     add("--save_frequency", type=_whole, help="steps between results; 0 for none; by default 100, on a GPU 1000")
     add("--checkpoint_every", type=_whole, default=0, help="steps between checkpoints; 0 for one a minute")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N equal parts of the images")

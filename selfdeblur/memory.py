@@ -3,16 +3,23 @@
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 
 
-def keep_freed_memory():
+def keep_freed_memory(*, large=True):
     """Make glibc's allocator keep what is freed; elsewhere this does nothing.
 
-    Every step allocates the same large tensors. By default each is mapped
-    anew and its pages are faulted in one by one, which costs a quarter of the
-    step. The setting holds for the whole process, so programs call it, the
-    library does not.
+    Every step allocates the same tensors. By default each is mapped anew and
+    its pages are faulted in one by one, which costs a quarter of the step.
+    The setting holds for the whole process, so programs call it, the library
+    does not.
+
+    Parameters
+    ----------
+    large : bool
+        Keep blocks of 32 MB and more, too. What is kept cannot always be used
+        again for a tensor of another size, so without them a process needs
+        less memory.
     """
     if sys.platform != "linux":
         return
@@ -20,6 +27,9 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(M_MMAP_MAX, 0)
+    if large:
+        mallopt(M_MMAP_MAX, 0)
+    else:
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_TOP_PAD, 64 * 2**20)

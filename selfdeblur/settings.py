@@ -56,6 +56,9 @@ class Settings:
         Empty: one stage, with these settings.
     precision : str
         See `selfdeblur.precision.PRECISIONS`.
+    low_memory : bool
+        Compute more than once what would fill the memory. It changes the
+        result only by rounding, but a run has to go on as it began.
     """
 
     preset: str = "release"
@@ -75,6 +78,7 @@ class Settings:
     window: int | None = None
     stages: tuple[dict, ...] = ()
     precision: str = "float32"
+    low_memory: bool = False
 
     def __post_init__(self):
         for name in ("milestones", "channels", "kernel_from", "stages"):
@@ -85,6 +89,8 @@ class Settings:
                 raise UserError(f"{name}: {value!r} is not a whole number")
             if value is not None and not lowest <= value < 2**63:
                 raise UserError(f"{name}: {value} is out of range; the lowest value is {lowest}")
+        if not isinstance(self.low_memory, bool):
+            raise UserError(f"low_memory: {self.low_memory!r} is neither true nor false")
         for name in ("tv_weight", "lr_image", "lr_kernel", "input_noise"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
@@ -93,11 +99,13 @@ class Settings:
             raise UserError(f"precision: {self.precision!r} is unknown; there are {', '.join(PRECISIONS)}")
 
     def as_dict(self):
-        """The settings as a dictionary that JSON can hold."""
+        """The settings as a dictionary that JSON can hold.
+
+        Settings that came later are left out where they are at their default, so results from before stay valid.
+        """
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
-        if self.precision == "float32":
-            del fields["precision"]  # results from before there was a choice stay what they are
-        return fields
+        later = {f.name for f in dataclasses.fields(self)[9:] if getattr(self, f.name) == f.default}
+        return {name: value for name, value in fields.items() if name not in later}
 
     def each_stage(self):
         """The settings of each stage by its name, in order."""

@@ -98,7 +98,11 @@ class Run:
             torch.manual_seed(settings.seed)
             non_local_from = 2 if settings.non_local else len(settings.channels)
             G_x = SkipGenerator(
-                z_x.shape[1], channels=settings.channels, non_local_from=non_local_from, plain=self.plain
+                z_x.shape[1],
+                channels=settings.channels,
+                non_local_from=non_local_from,
+                plain=self.plain,
+                low_memory=settings.low_memory,
             ).to(like)
             G_k = KernelGenerator(self.kernel_size).to(like)
         if kernel is not None:

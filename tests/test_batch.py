@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -303,6 +304,10 @@ def test_results_of_another_precision_do_not_mix(data, tmp_path, capsys):
     assert json.loads((tmp_path / "other" / "config.json").read_text())["settings"]["precision"] == "bf16"
 
 
-def test_wanted_is_for_gpus():
-    assert graphs.wanted(torch.device("cuda:1"))
-    assert not graphs.wanted(torch.device("cpu"))
+def test_wanted_is_for_single_stages_on_gpus():
+    def run(device, *stages):
+        return SimpleNamespace(y=SimpleNamespace(device=torch.device(device)), stages=stages)
+
+    assert graphs.wanted(run("cuda:1", "release"))
+    assert not graphs.wanted(run("cuda:1", "check", "guided"))
+    assert not graphs.wanted(run("cpu", "release"))

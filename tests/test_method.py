@@ -242,3 +242,20 @@ def test_presets_differ_from_the_release_where_they_say():
     assert changed == {
         name: set(changes) | ({"preset"} if name != "release" else set()) for name, (_, changes) in PRESETS.items()
     }
+
+
+def test_low_memory_is_a_setting_of_the_run():
+    y = torch.rand(1, 1, 36, 36, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for low_memory in (False, True):
+        settings = make_settings(num_iter=1, mse_steps=0, low_memory=low_memory)
+        # Results from before there was the setting are those of settings without it.
+        assert settings.as_dict().get("low_memory", False) is low_memory
+        assert ("low_memory" in settings.as_dict()) is low_memory
+        run = Run(y, (3, 3), settings)
+        assert run.G_x.low_memory is low_memory
+        run.step()
+        losses.append(run.losses[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.raises(UserError, match="low_memory"):
+        make_settings(low_memory=1)
