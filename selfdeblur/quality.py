@@ -130,8 +130,9 @@ def busiest_window(y, side):
     """
     height, width = (min(side, n) for n in y.shape)
     energy = (y[:-1, 1:] - y[:-1, :-1]).square() + (y[1:, :-1] - y[:-1, :-1]).square()
+    clipped = (y <= 0) | (y >= 1)
+    energy[clipped[:-1, :-1] | clipped[:-1, 1:] | clipped[1:, :-1]] = 0
     energy = energy.clamp(max=10 * float(energy.mean()))
-    energy[(y[:-1, :-1] <= 0) | (y[:-1, :-1] >= 1)] = 0
     sums = F.pad(energy.double().cumsum(0).cumsum(1), (1, 1, 1, 1))
     sums[-1], sums[:, -1] = sums[-2], sums[:, -2]
     totals = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]

@@ -1,0 +1,193 @@
+"""Runs of several stages: the preset fast, and what judges a result without the sharp image."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from networks import KernelGenerator
+from selfdeblur import UserError, deblur, load_model, quality
+from selfdeblur.benchmarks import LEVIN
+from selfdeblur.cli import benchmark_main
+from selfdeblur.initial import deconvolve
+from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur.settings import PRESETS, make_settings
+from selfdeblur.solver import Run, draw_z_k
+
+
+def blurred(picture, size, kernel_size, seed):
+    """Sharp image on the padded grid, kernel, blurry image, as tensors."""
+    kernel = torch.from_numpy(camera_shake_kernel(kernel_size, rng=seed)).float()
+    side = size + kernel_size - 1
+    x = torch.from_numpy(picture[:side, :side]).float()
+    return x, kernel, torch.nn.functional.conv2d(x[None, None], kernel[None, None])[0, 0]
+
+
+def fast_run(y, kernel_size, **changes):
+    return Run(y[None, None], (kernel_size, kernel_size), make_settings("fast", num_iter=6, **changes))
+
+
+def finish(run):
+    while run.steps_done < run.settings.num_iter:
+        run.step()
+    return run
+
+
+def test_steps_are_shared_out_in_proportion():
+    whole = make_settings("fast")
+    assert whole.num_iter == sum(stage["num_iter"] for stage in PRESETS["fast"][1]["stages"])
+    half = make_settings("fast", num_iter=whole.num_iter // 2)
+    for a, b in zip(whole.each_stage().values(), half.each_stage().values(), strict=True):
+        assert b.num_iter == a.num_iter // 2
+    for number in (2, 3, 7, 361):
+        assert sum(s.num_iter for s in make_settings("fast", num_iter=number).each_stage().values()) == number
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"), [({"num_iter": 1}, "num_iter"), ({"num_iter": 0}, "num_iter"), ({"mse_steps": 3}, "mse_steps")]
+)
+def test_what_a_preset_of_stages_refuses(changes, word):
+    with pytest.raises(UserError, match=word):
+        make_settings("fast", **changes)
+
+
+def test_settings_survive_json():
+    for name in PRESETS:
+        fields = make_settings(name).as_dict()
+        assert json.loads(json.dumps(fields)) == fields
+
+
+def test_kernel_generator_starts_at_a_kernel():
+    kernel = torch.from_numpy(camera_shake_kernel(9, rng=1)).float()
+    net, z = KernelGenerator((9, 9)), draw_z_k(seed=0)
+    net.start_at(z, kernel)
+    assert (net(z)[0, 0] - kernel).abs().max() < 1e-4
+
+
+def test_a_stage_starts_where_it_is_told(picture):
+    _, _, y = blurred(picture, 48, 5, 1)
+    for doubt, source in ((1e9, "estimate"), (-1.0, "check")):
+        settings = make_settings("fast", num_iter=6)
+        stages = [dict(stage) for stage in settings.stages]
+        stages[1]["doubt"] = doubt
+        run = finish(Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages)))
+        assert list(run.stages) == ["check", "guided"]
+        assert torch.equal(run.kernel_start, run.kernels[source])
+        assert not torch.equal(run.kernels["estimate"], run.kernels["check"])
+        assert run.disagreement > 0
+        # The generator of the last stage sees the deconvolved image.
+        assert torch.equal(run.z_x[0, 0], deconvolve(y, run.kernels[source]).clamp(0, 1))
+        assert run.G_x.scales[0].down[0].in_channels == 1
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+def test_a_run_of_stages_resumes_bit_for_bit(picture, stop):
+    _, _, y = blurred(picture, 48, 5, 1)
+    whole, part, again = (fast_run(y, 5) for _ in range(3))
+    finish(whole)
+    while part.steps_done < stop:
+        part.step()
+    again.load_state_dict(part.state_dict())
+    finish(again)
+    assert torch.equal(whole.losses, again.losses)
+    for a, b in zip(whole.result(), again.result(), strict=True):
+        assert torch.equal(a, b)
+    assert whole.quality() == again.quality()
+
+
+def test_a_window_is_fitted_alone(picture):
+    _, _, y = blurred(picture, 64, 5, 1)
+    settings = make_settings("fast", num_iter=6)
+    stages = [dict(stage) for stage in settings.stages]
+    stages[0]["window"] = 40
+    run = Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages))
+    run.step()
+    assert run.target.shape == (1, 1, 40, 40)
+    assert not run.whole
+    finish(run)
+    assert run.whole
+    assert run.result()[0].shape == (64, 64)
+
+
+def test_busiest_window():
+    y = torch.full((60, 80), 0.5)
+    y[30:50, 10:30] += 0.2 * torch.rand(20, 20, generator=torch.Generator().manual_seed(0))
+    y[5:25, 50:70] = (torch.rand(20, 20, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    rows, columns = quality.busiest_window(y, 24)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (24, 24)
+    assert rows.start <= 30 and rows.stop >= 50  # not the clipped part
+    assert columns.start <= 10 and columns.stop >= 30
+    assert quality.busiest_window(y, 70) == (slice(0, 60), slice(0, 70))
+    assert quality.busiest_window(torch.zeros(9, 9), 20) == (slice(0, 9), slice(0, 9))
+
+
+def test_disagreement_sees_wrong_kernels_and_no_shifts(picture):
+    _, kernel, y = blurred(picture, 80, 11, 2)
+    assert quality.disagreement(y, kernel, kernel) < 1e-6
+    inner = torch.nn.functional.pad(kernel, (1, 1, 1, 1))
+    shifted = inner.roll((1, 0), (0, 1))
+    wrong = torch.nn.functional.pad(kernel.flip(0, 1), (1, 1, 1, 1))
+    near, far = quality.disagreement(y, inner, shifted), quality.disagreement(y, inner, wrong)
+    assert near < quality.DOUBT
+    assert far > 3 * near
+
+
+def test_known_failures_are_named(picture):
+    x, kernel, y = blurred(picture, 64, 11, 2)
+    good = quality.assess(y, x, kernel)
+    assert not good["doubtful"]
+    assert good["misfit"] < 1e-4
+    assert quality.assess(y, x, kernel, 2 * quality.DOUBT)["reasons"] == ["two estimates of the kernel disagree"]
+
+    point, flat, rim = torch.zeros(11, 11), torch.full((11, 11), 1 / 121), torch.zeros(11, 11)
+    point[5, 5] = 1
+    rim[:, 0] = 1 / 11
+
+    def explained(k, image=x):
+        return torch.nn.functional.conv2d(image[None, None], k[None, None])[0, 0]
+
+    for k, word in ((point, "single point"), (flat, "spread"), (rim, "border")):
+        assert any(word in reason for reason in quality.assess(explained(k), x, k)["reasons"])
+    assert any("do not explain" in reason for reason in quality.assess(y, x.flip(0), kernel)["reasons"])
+    assert any("flat" in reason for reason in quality.assess(y, 0 * x, kernel)["reasons"])
+
+
+def test_the_models_of_a_fast_run_give_its_image_again(picture, tmp_path, capsys):
+    _, _, y = blurred(picture, 56, 11, 2)
+    (tmp_path / "data").mkdir()
+    name = "im1_kernel5_img"
+    cv2.imwrite(str(tmp_path / "data" / f"{name}.png"), np.rint(y.numpy() * 255).astype(np.uint8))
+    options = ["--data_path", str(tmp_path / "data"), "--save_path", str(tmp_path / "out")]
+    assert benchmark_main(LEVIN, [*options, "--preset", "fast", "--num_iter", "6", "--device", "cpu"]) == 0
+    files = [tmp_path / "out" / f"{name}{suffix}" for suffix in ("_x.png", "_k.png")]
+    before = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in files]
+    record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert record["quality"]["disagreement"] > 0
+    said = capsys.readouterr().err
+    for reason in record["quality"]["reasons"]:
+        assert f"doubtful: {name}: {reason}" in said
+    for file in files:
+        file.unlink()
+    assert benchmark_main(LEVIN, [*options, "--reproduce"]) == 0
+    for file, image in zip(files, before, strict=True):
+        # Other sums of the same numbers may round otherwise.
+        assert np.abs(cv2.imread(str(file), cv2.IMREAD_UNCHANGED).astype(int) - image).max() <= 1
+    assert load_model(tmp_path / "out" / f"{name}_xnet.pth").image.shape == (56, 56)
+
+
+def test_fast_deblurs(picture):
+    x, kernel, y = blurred(picture, 112, 11, 2)
+    truth = x[5:-5, 5:-5].numpy()
+    result = deblur(y.numpy(), 11, preset="fast", num_iter=120, device="cpu")
+
+    def psnr(image):
+        best = 0
+        for dy in range(-3, 4):
+            for dx in range(-3, 4):
+                error = np.roll(image, (dy, dx), (0, 1))[10:-10, 10:-10] - truth[10:-10, 10:-10]
+                best = max(best, -10 * np.log10(np.mean(error**2)))
+        return best
+
+    assert psnr(result.image) > psnr(y.numpy()) + 3
