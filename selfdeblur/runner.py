@@ -21,6 +21,11 @@ from selfdeblur.images import read_image
 from selfdeblur.results import file_hash
 from selfdeblur.settings import Settings
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
 # About one a minute, and on a slow disk so seldom that writing them takes less than 2 % of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 60, 0.02
 RESTARTS = 3
@@ -388,6 +393,7 @@ class _Work:
             "finished": finished,
             "loss": run.losses[run.steps_done - 1].item(),
             "seconds": round(self.seconds(), 2),
+            "peak_mb": _peak_memory(),
             "batch": self.batch.limit,
             "restarts": self.restarts,
             "quality": run.quality() if finished else None,
@@ -450,6 +456,14 @@ class _Signals(contextlib.AbstractContextManager):
             yield
         finally:
             self.open = False
+
+
+def _peak_memory():
+    """The most memory that this process has had so far, in MB; None where the system does not tell."""
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def _describe(device):

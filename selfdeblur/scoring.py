@@ -24,8 +24,8 @@ from selfdeblur.tables import SCORES, add_to_record, groups_of, write_csv
 
 BENCHMARKS = {b.name: b for b in (LEVIN, LAI)}
 
-RUN = ("steps", "seconds", "device", "torch", "seed", "preset")
-COLUMNS = ("image", "status", *SCORES, "shift_y", "shift_x", "on_rim", "maxshift", *RUN, "note")
+RUN = ("steps", "seconds", "peak_mb", "device", "torch", "seed", "preset")
+COLUMNS = ("image", "status", *SCORES, "shift_y", "shift_x", "on_rim", "maxshift", *RUN, "doubtful", "note")
 SUCCESS = (1.5, 2, 3)
 
 
@@ -514,7 +514,9 @@ def _run(path):
             return {}
         settings = record.get("settings") or {}
         facts = {key: record.get(key, settings.get(key)) for key in RUN}
-        return facts | {"finished": record.get("finished") is True}
+        quality = record.get("quality")
+        doubtful = bool(quality.get("doubtful")) if isinstance(quality, dict) else None
+        return facts | {"doubtful": doubtful, "finished": record.get("finished") is True}
     except (UserError, AttributeError):
         return {"finished": False, "note": f"{path.name} cannot be read, so the run counts as unfinished"}
 

@@ -25,6 +25,8 @@ RECORD_COLUMNS = (
     "maxshift",
     "finished",
     "seconds",
+    "peak_mb",
+    "doubtful",
     "device",
     "torch",
     "commit",
