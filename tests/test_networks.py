@@ -112,10 +112,12 @@ def test_loss_trajectory(levin):
         y_hat = blur_plain(x, k)
         loss = mse(y_hat, y) if step < 3 else dssim_plain(y_hat, y)
         plain_losses.append(loss.item())
+        torch.set_num_threads(1)
         with torch.no_grad():
             generator.load_state_dict(G_x.state_dict())
             y_hat = blur(generator(z_x(108, 92)), k)
             fused_losses.append((mse(y_hat, y) if step < 3 else dssim(y_hat)).item())
+        torch.set_num_threads(2)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
