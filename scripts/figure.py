@@ -1,9 +1,12 @@
 """Make results/sample.png, the README's figure, from the results of bash demo_levin.sh on the sample."""
 
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from selfdeblur.images import find_images, read_image, write_image
 

@@ -309,8 +309,8 @@ class _Work:
             return None
         self.save()
         self.folder.remove_checkpoint(self.job.name)
-        for reason in self.run.quality()["reasons"]:
-            print(f"doubtful: {self.job.name}: {reason}", file=sys.stderr)
+        if reasons := self.run.quality()["reasons"]:
+            print(f"doubtful: {self.job.name}: {'; '.join(reasons)}")
         return "deblurred"
 
     def show(self):
