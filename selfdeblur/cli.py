@@ -93,7 +93,7 @@ def _parser(benchmark):
     add("--seed", type=_whole, default=0, help="seed of all random numbers")
     add("--device", default="auto", help="cuda, cuda:1, cpu; auto takes CUDA where there is one")
     add("--threads", type=_whole, help="CPU threads; by default all cores")
-    add("--low_memory", action="store_true", help="for large images: two thirds of the memory, a fifth more time")
+    add("--low_memory", action="store_true", help="for large images: two thirds of the memory, a third more time")
     add("--save_frequency", type=_whole, default=100, help="steps between intermediate results; 0 for none")
     add("--checkpoint_every", type=_whole, default=0, help="steps between checkpoints; 0 for one a minute")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N equal parts of the images")
