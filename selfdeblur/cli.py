@@ -108,7 +108,7 @@ def _parser(benchmark):
     add("--threads", type=_whole, help="CPU threads; by default all cores")
     add("--batch", type=_batch, default=1, metavar="N", help="images at once; auto: 1 on the CPU, on a GPU what fits")
     add("--precision", choices=PRECISIONS, default="float32", help="arithmetic of the image generator on a GPU")
-    add("--low_memory", action="store_true", help="for large images: two thirds of the memory, a fifth more time")
+    add("--low_memory", action="store_true", help="for large images: two thirds of the memory, a third more time")
     add("--save_frequency", type=_whole, help="steps between results; 0 for none; by default 100, on a GPU 1000")
     add("--checkpoint_every", type=_whole, default=0, help="steps between checkpoints; 0 for one a minute")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N equal parts of the images")
