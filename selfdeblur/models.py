@@ -93,7 +93,7 @@ def load_model(path, *, image_size=None, kernel_size=None, seed=None):
         if not path.is_file():
             raise
         state = read_legacy(path)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(_is_held(value) for value in state.values()):
         raise UserError(f"{path}: not the state of a network")
     record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + ".json")) or {}
     kernel_size = kernel_size or record.get("kernel_size")
@@ -156,12 +156,17 @@ def _reproduce_file(path, folder, kernel_size):
     return written
 
 
+def _is_held(value):
+    """Whether a value is a tensor all of whose entries are there; one that repeats an entry may claim any size."""
+    return isinstance(value, torch.Tensor) and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
 def _generator(state):
     """A generator of the shape that the tensors of a state have; of the released shape where they are no such state."""
     refined = [state.get(f"scales.{i}.refine.0.weight") for i in range(MOST_SCALES)]
     channels = tuple(len(weight) for weight in refined if weight is not None and weight.dim() == 4)
     first = state.get("scales.0.down.0.weight")
-    if not channels or first is None or first.dim() != 4 or max(channels) > MOST_CHANNELS:
+    if not channels or first is None or first.dim() != 4 or max(*channels, first.shape[1]) > MOST_CHANNELS:
         return SkipGenerator(Z_CHANNELS)
     non_local = (i for i in range(len(channels)) if f"scales.{i}.non_local.theta.weight" in state)
     return SkipGenerator(first.shape[1], channels=channels, non_local_from=next(non_local, len(channels)))

@@ -239,6 +239,17 @@ def test_a_name_of_any_length_and_kind(tmp_path):
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.parametrize("shape", [(128, 10**9, 3, 3), (10**12, 8, 3, 3), (128, 600, 3, 3)])
+@pytest.mark.parametrize("name", ["scales.0.down.0.weight", "scales.0.refine.0.weight", "guide"])
+def test_a_network_of_any_claimed_size_takes_no_memory(tmp_path, name, shape):
+    # Found by the fuzzer: a tensor that repeats one number may claim more than the machine can hold.
+    state = SkipGenerator(8).state_dict()
+    state[name] = torch.zeros(1).expand(shape)
+    torch.save(state, tmp_path / "a_xnet.pth")
+    with pytest.raises(UserError, match="a_xnet"):
+        load_model(tmp_path / "a_xnet.pth")
+
+
 @FUZZ
 @given(which=st.integers(0, 3), edits=EDITS)
 def test_fuzz_models(tmp_path_factory, whole_models, which, edits):
