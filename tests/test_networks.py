@@ -15,7 +15,12 @@ from selfdeblur.images import read_image
 from selfdeblur.losses import DSSIM, dssim_plain, mse
 
 FINGERPRINT = json.loads(Path(__file__).with_name("fingerprint.json").read_text())
-FORMS = {"plain": {"plain": True}, "fused": {}, "low memory": {"low_memory": True}}
+FORMS = {
+    "plain": {"plain": True},
+    "fused": {"in_strips": True},
+    "low memory": {"low_memory": True},
+    "whole": {"in_strips": False},
+}
 # Positions of a strip, of a block, and from which on convolutions are done in tiles.
 PIECES = {"whole": (10**6, 10**6, 10**6), "small": (1, 7, 0), "uneven": (300, 100, 0), "direct": (300, 100, 10**6)}
 
@@ -263,7 +268,7 @@ def kept(form, size=(160, 160)):
 
 def test_what_is_kept_for_the_backward_pass():
     """The joined tensor, the upsampled one and their likes are not kept, in the form of low memory even less."""
-    plain, normal, low = (kept(form) for form in FORMS)
+    plain, normal, low = (kept(form) for form in ("plain", "fused", "low memory"))
     assert plain > 10
     assert normal < 7
     assert low < 4
@@ -279,8 +284,9 @@ def test_kernel_sums_to_one_for_any_weights():
     assert k.sum().item() == pytest.approx(1)
 
 
-def test_generator_of_another_shape():
-    net = SkipGenerator(3, 2, channels=(8, 16, 24), skip_channels=4, non_local_from=1)
+@pytest.mark.parametrize("form", FORMS)
+def test_generator_of_another_shape(form):
+    net = SkipGenerator(3, 2, channels=(8, 16, 24), skip_channels=4, non_local_from=1, **FORMS[form])
     plain = SkipGenerator(3, 2, channels=(8, 16, 24), skip_channels=4, non_local_from=1, plain=True)
     plain.load_state_dict(net.state_dict())
     z = torch.rand(1, 3, 37, 50)
