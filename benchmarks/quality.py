@@ -24,6 +24,8 @@ from selfdeblur.settings import PRESETS
 from selfdeblur.tables import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
+# A mean over fewer images than these is not drawn: images differ more than methods.
+LEAST = 16
 CATEGORIES = ("manmade", "natural", "people", "saturated", "text")
 
 
@@ -79,7 +81,7 @@ def run(benchmark, name, folder, args):
 
 
 def plot(table, path):
-    """Draw mean PSNR over the median of the seconds, a point for each method, preset, device and number of images."""
+    """Draw mean PSNR over the median of the seconds, a point for each method, preset and device with enough images."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -89,6 +91,8 @@ def plot(table, path):
         groups.setdefault((row["method"], row["preset"], row["device"]), []).append(row)
     axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).add_subplot()
     for (method, preset, device), rows in groups.items():
+        if len(rows) < LEAST:
+            continue
         mean = statistics.mean(row["psnr"] for row in rows)
         label = f"{method}, {preset}, {len(rows)} images" + (f", {device}" if device else "")
         seconds = [row["seconds"] for row in rows if row["seconds"]]
