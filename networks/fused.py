@@ -480,9 +480,7 @@ def _convolve(source, conv, out):
 
 def _conv(weight, x):
     """The way to convolve strips of x (H, W, C)."""
-    # Graphics cards have convolutions that are hard to beat.
-    tiled = x.device.type == "cpu" and x.shape[0] * x.shape[1] >= TILED
-    return (TiledConv if tiled else _DirectConv)(weight)
+    return (TiledConv if x.shape[0] * x.shape[1] >= TILED else _DirectConv)(weight)
 
 
 class _Moments:
@@ -582,8 +580,7 @@ def _statistics(x):
 
 def _blocks(x):
     """Blocks of the positions of x (positions, C), so small that what is computed of one stays in the cache."""
-    size = _on_device(BLOCK, x)
-    return (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
+    return (slice(start, min(start + BLOCK, len(x))) for start in range(0, len(x), BLOCK))
 
 
 def _block_pairs(*tensors):
@@ -594,10 +591,5 @@ def _block_pairs(*tensors):
 
 def _strips(x):
     """Strips of the rows of x (H, W, C), each of a multiple of 4 rows but the last."""
-    rows = 4 * max(1, _on_device(STRIP, x) // (4 * x.shape[1]))
+    rows = 4 * max(1, STRIP // (4 * x.shape[1]))
     return (slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows))
-
-
-def _on_device(positions, x):
-    # A graphics card wants few large pieces.
-    return positions if x.device.type == "cpu" else 64 * positions

@@ -14,7 +14,7 @@ taken in the order theta (phi^T g).
 import torch
 import torch.nn.functional as F
 
-SLOPE = 0.2
+from networks.fused import non_local, norm_act, pointwise
 
 
 def generate(net, z):
@@ -34,33 +34,10 @@ def generate(net, z):
     return torch.sigmoid(pointwise(z, net.out).to(noise.dtype))
 
 
-def norm_act(x, norm):
-    """Batch normalisation and LeakyReLU of x (1, C, H, W)."""
-    return F.leaky_relu_(F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps), SLOPE)
-
-
-def pointwise(x, conv, *, bias=True):
-    """1x1 convolution of x (1, C, H, W) as a matrix product over its positions."""
-    y = F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias if bias else None)
-    return y.permute(0, 3, 1, 2)
-
-
 def padded_conv(x, conv):
     """Reflection-padded 3x3 convolution without its bias."""
     weight = conv.weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(_ReflectionPad.apply(x), weight, stride=conv.stride)
-
-
-def non_local(x, block):
-    """`NonLocal` without a matrix of positions x positions."""
-    theta = pointwise(x, block.theta)
-    phi = F.max_pool2d(pointwise(x, block.phi), 2).flatten(2)
-    g = F.max_pool2d(pointwise(x, block.g), 2).flatten(2)
-    product = (phi @ g.transpose(1, 2) / phi.shape[2])[0]
-    y = F.linear(theta.permute(0, 2, 3, 1), (product @ block.out.weight.flatten(1).t()).t())
-    norm = block.norm
-    y = F.batch_norm(y.permute(0, 3, 1, 2), None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-    return x + y
 
 
 class _ReflectionPad(torch.autograd.Function):

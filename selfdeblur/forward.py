@@ -32,3 +32,9 @@ def blur(x, k):
 def blur_plain(x, k):
     """Valid correlation of x (1, 1, H + h - 1, W + w - 1) with k (1, 1, h, w) as one convolution layer."""
     return F.conv2d(x, k)
+
+
+def centre(x, kernel_size):
+    """The part of a sharp image (..., H + h - 1, W + w - 1) that lies over the blurry image: (..., H, W)."""
+    h, w = kernel_size
+    return x[..., h // 2 : x.shape[-2] - h // 2, w // 2 : x.shape[-1] - w // 2]

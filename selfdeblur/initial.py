@@ -148,7 +148,7 @@ def coarse_to_fine_kernel(
     itself.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    weight = kernel_weight * _gradients(y).square().sum()
+    weight = kernel_weight * gradients(y).square().sum()
     scales = [1.0]
     while _odd(max(kernel_size) * scales[-1]) > coarsest_kernel:
         if min(y.shape) * scales[-1] / PYRAMID_RATIO <= COARSEST_IMAGE:
@@ -159,10 +159,10 @@ def coarse_to_fine_kernel(
         y_scaled = y if scale == 1 else _shrink(y, scale)
         size = tuple(kernel_size) if scale == 1 else tuple(_odd(n * scale) for n in kernel_size)
         kernel = _two_pixels(size, first_direction, y.device) if kernel is None else _enlarge(kernel, size)
-        blur, y_gradients = _Blur([n - 1 for n in y_scaled.shape], size), _gradients(y_scaled)
+        blur, y_gradients = _Blur([n - 1 for n in y_scaled.shape], size), gradients(y_scaled)
         latent = _FewGradients(y_scaled, size)
         for _ in range(steps):
-            x_gradients = _gradients(latent(kernel, gradient_weight))
+            x_gradients = gradients(latent(kernel, gradient_weight))
             kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=weight, steps=kernel_steps)
             gradient_weight = max(gradient_weight / 1.1, 1e-4)
     return _centre(kernel)
@@ -190,11 +190,11 @@ def refine_kernel(y, kernel, *, rounds=2, kernel_weight=0.7, kernel_steps=20):
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
-    y_gradients = _gradients(y)
+    y_gradients = gradients(y)
     weight = kernel_weight * y_gradients.square().sum()
     blur = _Blur(y_gradients.shape[-2:], kernel.shape)
     for _ in range(rounds):
-        x_gradients = _gradients(deconvolve(y, kernel))
+        x_gradients = gradients(deconvolve(y, kernel))
         kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=weight, steps=kernel_steps)
     return _centre(kernel)
 
@@ -225,7 +225,7 @@ def free_energy(y, kernel, *, rounds=10, steps=10):
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
     noise = 1e-5 + 2 * noise_level(y) ** 2
-    y = _gradients(y)
+    y = gradients(y)
     blur = _Blur(y.shape[-2:], kernel.shape)
     k_spectrum = blur.spectrum(kernel)
     precision = blur.transpose_in_x(torch.ones_like(y[:1]), blur.spectrum(kernel**2)).clamp(min=1e-8) / noise
@@ -445,7 +445,7 @@ def _differences_transposed(d):
     return result
 
 
-def _gradients(x):
+def gradients(x):
     """Forward differences to the right and down, (H, W) to (2, H - 1, W - 1)."""
     return torch.stack([x[:-1, 1:] - x[:-1, :-1], x[1:, :-1] - x[:-1, :-1]])
 

@@ -68,7 +68,8 @@ class DSSIM:
 
 def dssim_plain(y_hat, y):
     """1 - SSIM of two tensors (1, 1, H, W) with the two-dimensional window as a convolution layer."""
-    window = _gaussian(y).outer(_gaussian(y))[None, None]
+    taps = gaussian(SIGMA, TAPS // 2, y)
+    window = taps.outer(taps)[None, None]
 
     def filtered(image):
         return F.conv2d(image, window, padding=TAPS // 2)
@@ -83,9 +84,10 @@ def dssim_plain(y_hat, y):
     return 1 - ssim.mean()
 
 
-def _gaussian(like):
-    offset = torch.arange(TAPS, dtype=like.dtype, device=like.device) - TAPS // 2
-    weights = torch.exp(-(offset**2) / (2 * SIGMA**2))
+def gaussian(sigma, reach, like):
+    """Gaussian window of 2 ``reach`` + 1 taps and sum 1, of the type and device of ``like``."""
+    offset = torch.arange(-reach, reach + 1, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-(offset**2) / (2 * sigma**2))
     return weights / weights.sum()
 
 
@@ -93,5 +95,5 @@ def _window_matrix(size, like):
     """Symmetric banded (size, size) matrix of the zero-padded window along one axis."""
     distance = torch.arange(size, device=like.device)
     distance = (distance[:, None] - distance[None, :]).abs()
-    weights = torch.cat([_gaussian(like)[TAPS // 2 :], like.new_zeros(1)])
+    weights = torch.cat([gaussian(SIGMA, TAPS // 2, like)[TAPS // 2 :], like.new_zeros(1)])
     return weights[distance.clamp(max=TAPS // 2 + 1)]

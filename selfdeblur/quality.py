@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from selfdeblur.forward import blur
-from selfdeblur.initial import deconvolve, noise_level
+from selfdeblur.forward import blur, centre
+from selfdeblur.initial import deconvolve, gradients, noise_level
+from selfdeblur.losses import gaussian
 
 # Two kernels whose images differ by more than this, see `disagreement`, cannot both be nearly right.
 DOUBT = 0.035
@@ -40,12 +41,11 @@ def assess(y, x, kernel, disagreed=None):
     """
     size = kernel.shape
     inner = kernel[1:-1, 1:-1].sum() if min(size) > 2 else kernel.sum()
-    middle = x[size[0] // 2 : x.shape[0] - size[0] // 2, size[1] // 2 : x.shape[1] - size[1] // 2]
     measures = {
         "kernel_peak": kernel.max(),
         "kernel_spread": torch.special.entr(kernel).sum().exp() / kernel.numel(),
         "kernel_rim": kernel.sum() - inner,
-        "contrast": middle.std() / y.std().clamp(min=1e-6),
+        "contrast": centre(x, size).std() / y.std().clamp(min=1e-6),
         "misfit": (blur(x[None, None], kernel[None, None])[0, 0] - y).square().mean().sqrt(),
     }
     measures = {name: round(float(value), 5) for name, value in measures.items()}
@@ -88,7 +88,8 @@ def disagreement(y, first, second):
         deviation of y.
     """
     size = first.shape
-    taps = _gaussian(max(max(size) * SHARE, LEAST), y, longest=min(y.shape) // 2)
+    sigma = max(max(size) * SHARE, LEAST)
+    taps = gaussian(sigma, min(max(round(3 * sigma), 1), min(y.shape) // 4), y)
     one, two = (_low_pass(deconvolve(y, kernel), taps, size) for kernel in (first, second))
     mean = (one + two) / 2
     shifts = torch.stack([(mean[1:-1, 2:] - mean[1:-1, :-2]).flatten(), (mean[2:, 1:-1] - mean[:-2, 1:-1]).flatten()])
@@ -98,16 +99,9 @@ def disagreement(y, first, second):
     return float(difference.std() / y.std().clamp(min=1e-3))
 
 
-def _gaussian(sigma, like, *, longest):
-    reach = min(max(round(3 * sigma), 1), longest // 2)
-    offset = torch.arange(-reach, reach + 1, dtype=like.dtype, device=like.device)
-    taps = torch.exp(-(offset**2) / (2 * sigma**2))
-    return taps / taps.sum()
-
-
 def _low_pass(x, taps, size):
     """The valid part of x under a Gaussian, less half a kernel at each side, which y does not determine."""
-    x = x[size[0] // 2 : x.shape[0] - size[0] // 2, size[1] // 2 : x.shape[1] - size[1] // 2][None, None]
+    x = centre(x[None, None], size)
     return F.conv2d(F.conv2d(x, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[0, 0]
 
 
@@ -129,7 +123,7 @@ def busiest_window(y, side):
     (slice, slice)
     """
     height, width = (min(side, n) for n in y.shape)
-    energy = (y[:-1, 1:] - y[:-1, :-1]).square() + (y[1:, :-1] - y[:-1, :-1]).square()
+    energy = gradients(y).square().sum(0)
     clipped = (y <= 0) | (y >= 1)
     energy[clipped[:-1, :-1] | clipped[:-1, 1:] | clipped[1:, :-1]] = 0
     energy = energy.clamp(max=10 * float(energy.mean()))

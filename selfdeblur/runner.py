@@ -307,9 +307,9 @@ class _Work:
     def result_if_done(self):
         if self.run.steps_done < self.job.settings.num_iter:
             return None
-        self.save()
+        quality = self.save()["quality"]
         self.folder.remove_checkpoint(self.job.name)
-        if reasons := self.run.quality()["reasons"]:
+        if reasons := quality["reasons"]:
             print(f"doubtful: {self.job.name}: {'; '.join(reasons)}")
         return "deblurred"
 
@@ -380,6 +380,7 @@ class _Work:
         return self.seconds_before + self.batch.clock.read() - self.begun
 
     def save(self):
+        """Write the result so far; returns its record."""
         run, job = self.run, self.job
         image, kernel = finish(run, self.y)
         finished = run.steps_done == job.settings.num_iter
@@ -404,6 +405,7 @@ class _Work:
             "identity": self.identity,
         }
         self.folder.save(job.name, record, run, image, kernel)
+        return record
 
 
 class _Clock:

@@ -11,7 +11,7 @@ import torch
 
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur import quality
-from selfdeblur.forward import blur, blur_plain
+from selfdeblur.forward import blur, blur_plain, centre
 from selfdeblur.initial import deconvolve, estimate_kernel
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 from selfdeblur.precision import arithmetic, generator_type
@@ -262,9 +262,3 @@ def draw_z_x(size, kernel_size, *, seed, rng=None):
 def draw_z_k(*, seed):
     """Input of G_k: 200 values, uniform within 0 to 0.1; the released program seeds anew before it draws them."""
     return torch.rand(Z_FEATURES, generator=torch.Generator().manual_seed(seed)) * Z_SCALE
-
-
-def centre(x, kernel_size):
-    """The part of G_x's output (..., H + h - 1, W + w - 1) that lies over the blurry image: (..., H, W)."""
-    h, w = kernel_size
-    return x[..., h // 2 : x.shape[-2] - h // 2, w // 2 : x.shape[-1] - w // 2]
