@@ -34,6 +34,10 @@ CANDIDATES = (
     {"kernel_weight": 0.15, "coarsest_kernel": 3, "gradient_weight": 1e-2},
 )
 
+# Kernels are judged on the part of a large image with the most structure, of this many pixels a side or of this many
+# times the kernel's size.
+JUDGED, JUDGED_KERNELS = 400, 6
+
 
 class _Blur:
     """Valid correlation y = k ⊗ x of an image (h, w) to one of (H, W), and its transposes, by FFT."""
@@ -86,10 +90,12 @@ def estimate_kernel(y, kernel_size, *, candidates=CANDIDATES, rounds=2, powers=P
         Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    kernels = [coarse_to_fine_kernel(y, kernel_size, **options) for options in candidates]
-    kernel = refine_kernel(y, _best(y, kernels), rounds=rounds)
+    part = y[busiest_window(y, max(JUDGED, JUDGED_KERNELS * max(kernel_size)))]
+    scales = _Scales(y, kernel_size)
+    kernels = [coarse_to_fine_kernel(y, kernel_size, scales=scales, **options) for options in candidates]
+    kernel = refine_kernel(y, _best(part, kernels), rounds=rounds)
     lifted = [kernel**power for power in powers]
-    return _best(y, [k / k.sum() for k in lifted])
+    return _best(part, [k / k.sum() for k in lifted])
 
 
 def _best(y, kernels):
@@ -106,6 +112,7 @@ def coarse_to_fine_kernel(
     first_direction="horizontal",
     steps=5,
     kernel_steps=20,
+    scales=None,
 ):
     """Estimate a kernel from a coarse to the full scale with the L0 gradient prior.
 
@@ -132,6 +139,8 @@ def coarse_to_fine_kernel(
         Steps (one image, one kernel) at each scale.
     kernel_steps : int
         Projected gradient steps in which each kernel is found.
+    scales : _Scales, optional
+        What several calls for one image and kernel size have in common.
 
     Returns
     -------
@@ -149,18 +158,12 @@ def coarse_to_fine_kernel(
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     weight = kernel_weight * gradients(y).square().sum()
-    scales = [1.0]
-    while _odd(max(kernel_size) * scales[-1]) > coarsest_kernel:
-        if min(y.shape) * scales[-1] / PYRAMID_RATIO <= COARSEST_IMAGE:
-            break
-        scales.append(scales[-1] / PYRAMID_RATIO)
+    scales = _Scales(y, kernel_size) if scales is None else scales
     kernel = None
-    for scale in reversed(scales):
-        y_scaled = y if scale == 1 else _shrink(y, scale)
-        size = tuple(kernel_size) if scale == 1 else tuple(_odd(n * scale) for n in kernel_size)
+    for level in reversed(range(scales.count(coarsest_kernel))):
+        blur, y_gradients, latent = scales[level]
+        size = blur.kernel_size
         kernel = _two_pixels(size, first_direction, y.device) if kernel is None else _enlarge(kernel, size)
-        blur, y_gradients = _Blur([n - 1 for n in y_scaled.shape], size), gradients(y_scaled)
-        latent = _FewGradients(y_scaled, size)
         for _ in range(steps):
             x_gradients = gradients(latent(kernel, gradient_weight))
             kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=weight, steps=kernel_steps)
@@ -244,6 +247,35 @@ def free_energy(y, kernel, *, rounds=10, steps=10):
         variance = (x**2 + spread).clamp(min=1e-10)
     error = (y - blur.forward(blur.spectrum(x), k_spectrum)).square().sum() / noise
     return float(error + (x**2 / variance).sum() + (variance / spread).log().sum())
+
+
+def busiest_window(y, side):
+    """The square of at most ``side`` pixels a side with the most structure, as two slices.
+
+    Structure is the mean of the square of the gradient, each pixel's limited to
+    ten times the mean so that single edges do not decide; next to a value of 0
+    or 1, where the image may be clipped and the model does not hold, it is 0.
+
+    Parameters
+    ----------
+    y : tensor (H, W)
+        Image, 0..1.
+    side : int
+
+    Returns
+    -------
+    (slice, slice)
+    """
+    height, width = (min(side, n) for n in y.shape)
+    energy = gradients(y).square().sum(0)
+    clipped = (y <= 0) | (y >= 1)
+    energy[clipped[:-1, :-1] | clipped[:-1, 1:] | clipped[1:, :-1]] = 0
+    energy = energy.clamp(max=10 * float(energy.mean()))
+    sums = F.pad(energy.double().cumsum(0).cumsum(1), (1, 1, 1, 1))
+    sums[-1], sums[:, -1] = sums[-2], sums[:, -2]
+    totals = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    top, left = divmod(int(totals.argmax()), totals.shape[1])
+    return slice(top, top + height), slice(left, left + width)
 
 
 def noise_level(y):
@@ -346,6 +378,33 @@ def fit_kernel(blur, y, x, kernel, *, weight, steps):
         ahead = new + (t - 1) / t_new * (new - kernel)
         kernel, t = new, t_new
     return kernel
+
+
+class _Scales:
+    """An image at falling scales, finest first, each made when it is first asked for."""
+
+    def __init__(self, y, kernel_size):
+        self.y, self.kernel_size, self.made = y, tuple(kernel_size), {}
+
+    def count(self, coarsest_kernel):
+        """Number of scales down to a kernel of about this side or an image of about 30 px."""
+        count, scale = 1, 1.0
+        while _odd(max(self.kernel_size) * scale) > coarsest_kernel:
+            scale /= PYRAMID_RATIO
+            if min(self.y.shape) * scale <= COARSEST_IMAGE:
+                break
+            count += 1
+        return count
+
+    def __getitem__(self, level):
+        """The forward model for gradients, the gradients of y, and the sharp image as a function of the kernel."""
+        if level not in self.made:
+            y, size = self.y, self.kernel_size
+            if level:
+                scale = 1 / PYRAMID_RATIO**level
+                y, size = _shrink(y, scale), tuple(_odd(n * scale) for n in size)
+            self.made[level] = _Blur([n - 1 for n in y.shape], size), gradients(y), _FewGradients(y, size)
+        return self.made[level]
 
 
 class _FewGradients:

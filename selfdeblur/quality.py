@@ -103,32 +103,3 @@ def _low_pass(x, taps, size):
     """The valid part of x under a Gaussian, less half a kernel at each side, which y does not determine."""
     x = centre(x[None, None], size)
     return F.conv2d(F.conv2d(x, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[0, 0]
-
-
-def busiest_window(y, side):
-    """The square of at most ``side`` pixels a side with the most structure, as two slices.
-
-    Structure is the mean of the square of the gradient, each pixel's limited to
-    ten times the mean so that single edges do not decide; next to a value of 0
-    or 1, where the image may be clipped and the model does not hold, it is 0.
-
-    Parameters
-    ----------
-    y : tensor (H, W)
-        Image, 0..1.
-    side : int
-
-    Returns
-    -------
-    (slice, slice)
-    """
-    height, width = (min(side, n) for n in y.shape)
-    energy = gradients(y).square().sum(0)
-    clipped = (y <= 0) | (y >= 1)
-    energy[clipped[:-1, :-1] | clipped[:-1, 1:] | clipped[1:, :-1]] = 0
-    energy = energy.clamp(max=10 * float(energy.mean()))
-    sums = F.pad(energy.double().cumsum(0).cumsum(1), (1, 1, 1, 1))
-    sums[-1], sums[:, -1] = sums[-2], sums[:, -2]
-    totals = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
-    top, left = divmod(int(totals.argmax()), totals.shape[1])
-    return slice(top, top + height), slice(left, left + width)

@@ -12,7 +12,7 @@ import torch
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur import quality
 from selfdeblur.forward import blur, blur_plain, centre
-from selfdeblur.initial import deconvolve, estimate_kernel
+from selfdeblur.initial import busiest_window, deconvolve, estimate_kernel
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 from selfdeblur.precision import arithmetic, generator_type
 
@@ -87,7 +87,7 @@ class Run:
         """Draw inputs and networks for a stage; G_k starts at ``kernel`` (h, w) if one is given."""
         settings, like = self.stages[name], self.y
         if settings.window:
-            rows, columns = quality.busiest_window(like[0, 0], settings.window)
+            rows, columns = busiest_window(like[0, 0], settings.window)
             like = like[..., rows, columns].contiguous()
         rng = torch.Generator()
         z_x = draw_z_x(like.shape[-2:], self.kernel_size, seed=settings.seed, rng=rng).to(like)

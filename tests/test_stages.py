@@ -11,7 +11,7 @@ from networks import KernelGenerator
 from selfdeblur import UserError, deblur, load_model, quality
 from selfdeblur.benchmarks import LEVIN
 from selfdeblur.cli import benchmark_main
-from selfdeblur.initial import deconvolve
+from selfdeblur.initial import busiest_window, deconvolve
 from selfdeblur.kernels import camera_shake_kernel
 from selfdeblur.settings import PRESETS, make_settings
 from selfdeblur.solver import Run, draw_z_k
@@ -115,14 +115,14 @@ def test_busiest_window():
     y = torch.full((60, 80), 0.5)
     y[30:50, 10:30] += 0.2 * torch.rand(20, 20, generator=torch.Generator().manual_seed(0))
     y[5:25, 50:70] = (torch.rand(20, 20, generator=torch.Generator().manual_seed(1)) > 0.5).float()
-    rows, columns = quality.busiest_window(y, 24)
+    rows, columns = busiest_window(y, 24)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (24, 24)
     assert rows.start <= 30
     assert rows.stop >= 50
     assert columns.start <= 10
     assert columns.stop >= 30
-    assert quality.busiest_window(y, 70) == (slice(0, 60), slice(0, 70))
-    assert quality.busiest_window(torch.zeros(9, 9), 20) == (slice(0, 9), slice(0, 9))
+    assert busiest_window(y, 70) == (slice(0, 60), slice(0, 70))
+    assert busiest_window(torch.zeros(9, 9), 20) == (slice(0, 9), slice(0, 9))
 
 
 def test_disagreement_sees_wrong_kernels_and_no_shifts(picture):
