@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from selfdeblur.forward import blur, centre
-from selfdeblur.initial import deconvolve, gradients, noise_level
+from selfdeblur.initial import deconvolve, noise_level
 from selfdeblur.losses import gaussian
 
 # Two kernels whose images differ by more than this, see `disagreement`, cannot both be nearly right.
