@@ -153,6 +153,7 @@ def test_known_failures_are_named(picture):
     for k, word in ((point, "single point"), (flat, "spread"), (rim, "border")):
         assert any(word in reason for reason in quality.assess(explained(k), x, k)["reasons"])
     assert any("do not explain" in reason for reason in quality.assess(y, x.flip(0), kernel)["reasons"])
+    assert any("rings" in reason for reason in quality.assess(y, x, kernel.T.contiguous())["reasons"])
     assert any("flat" in reason for reason in quality.assess(y, 0 * x, kernel)["reasons"])
 
 
