@@ -53,6 +53,9 @@ class ImageModel:
         self._path, self._seed = path, seed
         self._guide = state.pop("guide", None)
         self._net = _filled(_generator(state), path, state)
+        channels = self._net.scales[0].down[0].in_channels
+        if self._guide is not None and (self._guide.dim() != 4 or tuple(self._guide.shape[:2]) != (1, channels)):
+            raise UserError(f"{path}: the image that the network in it sees is of another shape")
 
     @property
     @torch.no_grad()

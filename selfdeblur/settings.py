@@ -39,14 +39,14 @@ class Settings:
         Whether G_x has non-local blocks, from its third scale on.
     kernel_from : tuple of str
         What G_k starts at: the kernel of a stage, where "estimate" is that of
-        `selfdeblur.initial`. Of two the first is taken unless it is doubtful,
-        see ``doubt``. Empty: as it is drawn.
+        `selfdeblur.initial`. Of two the mean is taken, unless the first is
+        doubtful, see ``doubt``. Empty: as it is drawn.
     doubt : float
-        The first of two kernels is doubtful if `selfdeblur.quality.disagreement`
+        The first of two kernels is left out if `selfdeblur.quality.disagreement`
         of the two is larger than this.
     guided : bool
-        G_x sees the image that `selfdeblur.initial.deconvolve` finds with the
-        kernel that G_k starts at, instead of noise.
+        G_x sees the images that `selfdeblur.initial.deconvolve` finds with these
+        kernels, one channel for each, instead of noise.
     window : int or None
         The stage fits only a square of y of at most this side, the one with the
         most structure: enough to find the kernel, which is the same everywhere.
@@ -134,7 +134,7 @@ PRESETS = {
     ),
     "fast": (
         "no part of the paper: a classical estimate of the kernel, checked against a short fit of thin networks that "
-        "start at it, then a short fit whose image generator sees the deconvolved image",
+        "start at it, then a short fit whose image generator sees the images deconvolved with both kernels",
         {
             "num_iter": 360,
             "stages": (

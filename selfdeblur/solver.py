@@ -80,11 +80,11 @@ class Run:
         if len(wanted) == 2:
             disagreement = quality.disagreement(self.y[0, 0], *wanted)
             wanted = wanted[disagreement > settings.doubt :]
-        self._enter(name, wanted[0] if wanted else None)
+        self._enter(name, torch.stack(wanted) if wanted else None)
         self.kernels, self.disagreement = kernels, disagreement
 
-    def _enter(self, name, kernel):
-        """Draw inputs and networks for a stage; G_k starts at ``kernel`` (h, w) if one is given."""
+    def _enter(self, name, starts):
+        """Draw inputs and networks for a stage; G_k starts at the mean of ``starts`` (n, h, w) if there are any."""
         settings, like = self.stages[name], self.y
         if settings.window:
             rows, columns = busiest_window(like[0, 0], settings.window)
@@ -92,7 +92,7 @@ class Run:
         rng = torch.Generator()
         z_x = draw_z_x(like.shape[-2:], self.kernel_size, seed=settings.seed, rng=rng).to(like)
         if settings.guided:
-            z_x = deconvolve(like[0, 0], kernel).clamp(0, 1).to(like)[None, None]
+            z_x = torch.stack([deconvolve(like[0, 0], kernel) for kernel in starts]).clamp(0, 1).to(like)[None]
         z_k = draw_z_k(seed=settings.seed).to(like)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -105,8 +105,8 @@ class Run:
                 low_memory=settings.low_memory,
             ).to(like)
             G_k = KernelGenerator(self.kernel_size).to(like)
-        if kernel is not None:
-            G_k.start_at(z_k, kernel)
+        if starts is not None:
+            G_k.start_at(z_k, starts.mean(0))
         groups = [{"params": G_x.parameters(), "lr": settings.lr_image}]
         if self.kernel is None:
             groups.append({"params": G_k.parameters(), "lr": settings.lr_kernel})
@@ -114,7 +114,7 @@ class Run:
         self.target, self.dssim = like, partial(dssim_plain, y=like) if self.plain else DSSIM(like)
         self.rng, self.z_x, self.z_k, self.G_x, self.G_k = rng, z_x, z_k, G_x, G_k
         self.rates = [group["lr"] for group in groups]
-        self.stage, self.kernel_start = name, kernel
+        self.stage, self.kernel_starts = name, starts
         self.stage_begin = self.stage_end
         self.stage_end = self.stage_begin + settings.num_iter
 
@@ -223,7 +223,7 @@ class Run:
             "stage_begin": self.stage_begin,
             "kernels": {name: kernel.cpu() for name, kernel in self.kernels.items()},
             "disagreement": self.disagreement,
-            "kernel_start": None if self.kernel_start is None else self.kernel_start.cpu(),
+            "kernel_starts": None if self.kernel_starts is None else self.kernel_starts.cpu(),
             "steps_done": self.steps_done,
             "losses": self.losses[: self.steps_done].cpu(),
             "slowed": self.slowed,
@@ -235,9 +235,9 @@ class Run:
 
     def load_state_dict(self, state):
         """Go on from a state that `state_dict` gave, of a run with the same image and settings."""
-        start = state["kernel_start"]
+        starts = state["kernel_starts"]
         self.stage_end = state["stage_begin"]
-        self._enter(state["stage"], None if start is None else start.to(self.y))
+        self._enter(state["stage"], None if starts is None else starts.to(self.y))
         self.kernels = {name: kernel.to(self.y) for name, kernel in state["kernels"].items()}
         self.disagreement, self.steps_done = state["disagreement"], state["steps_done"]
         self.losses[: self.steps_done] = state["losses"]

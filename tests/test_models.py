@@ -250,6 +250,13 @@ def test_a_network_of_any_claimed_size_takes_no_memory(tmp_path, name, shape):
         load_model(tmp_path / "a_xnet.pth")
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 9, 9), (9, 9), (2, 2, 9, 9)])
+def test_an_image_that_its_network_cannot_see(tmp_path, shape):
+    torch.save({**SkipGenerator(2).state_dict(), "guide": torch.zeros(shape)}, tmp_path / "a_xnet.pth")
+    with pytest.raises(UserError, match="a_xnet.pth: the image that"):
+        load_model(tmp_path / "a_xnet.pth")
+
+
 @FUZZ
 @given(which=st.integers(0, 3), edits=EDITS)
 def test_fuzz_models(tmp_path_factory, whole_models, which, edits):

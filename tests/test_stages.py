@@ -68,18 +68,19 @@ def test_kernel_generator_starts_at_a_kernel():
 
 def test_a_stage_starts_where_it_is_told(picture):
     _, _, y = blurred(picture, 48, 5, 1)
-    for doubt, source in ((1e9, "estimate"), (-1.0, "check")):
+    for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
         settings = make_settings("fast", num_iter=6)
         stages = [dict(stage) for stage in settings.stages]
         stages[1]["doubt"] = doubt
         run = finish(Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages)))
         assert list(run.stages) == ["check", "guided"]
-        assert torch.equal(run.kernel_start, run.kernels[source])
+        assert torch.equal(run.kernel_starts, torch.stack([run.kernels[source] for source in sources]))
         assert not torch.equal(run.kernels["estimate"], run.kernels["check"])
         assert run.disagreement > 0
-        # The generator of the last stage sees the deconvolved image.
-        assert torch.equal(run.z_x[0, 0], deconvolve(y, run.kernels[source]).clamp(0, 1))
-        assert run.G_x.scales[0].down[0].in_channels == 1
+        # The generator of the last stage sees the deconvolved images.
+        for channel, source in zip(run.z_x[0], sources, strict=True):
+            assert torch.equal(channel, deconvolve(y, run.kernels[source]).clamp(0, 1))
+        assert run.G_x.scales[0].down[0].in_channels == len(sources)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 5])
