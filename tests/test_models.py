@@ -253,7 +253,7 @@ def test_a_network_of_any_claimed_size_takes_no_memory(tmp_path, name, shape):
 @pytest.mark.parametrize("shape", [(1, 1, 9, 9), (9, 9), (2, 2, 9, 9)])
 def test_an_image_that_its_network_cannot_see(tmp_path, shape):
     torch.save({**SkipGenerator(2).state_dict(), "guide": torch.zeros(shape)}, tmp_path / "a_xnet.pth")
-    with pytest.raises(UserError, match="a_xnet.pth: the image that"):
+    with pytest.raises(UserError, match="the image that"):
         load_model(tmp_path / "a_xnet.pth")
 
 
