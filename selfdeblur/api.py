@@ -66,7 +66,7 @@ def deblur(
     kernel_size : int or (int, int)
         Size (h, w) of the kernel, odd; rather too large than too small. Not
         needed where ``kernel`` is given.
-    preset : {"release", "paper", "nonblind", "fast"}
+    preset : {"release", "paper", "nonblind", "fast", "best"}
         See `selfdeblur.PRESETS`.
     num_iter : int, optional
         Steps; by default those of the preset.

@@ -51,11 +51,13 @@ class ImageModel:
     def __init__(self, path, state, image_size, kernel_size, seed):
         self.image_size, self.kernel_size = image_size, kernel_size
         self._path, self._seed = path, seed
-        self._guide = state.pop("guide", None)
+        self._guide, self._other = state.pop("guide", None), state.pop("other", None)
         self._net = _filled(_generator(state), path, state)
         channels = self._net.scales[0].down[0].in_channels
         if self._guide is not None and (self._guide.dim() != 4 or tuple(self._guide.shape[:2]) != (1, channels)):
             raise UserError(f"{path}: the image that the network in it sees is of another shape")
+        if self._other is not None and (self._guide is None or self._other.shape != self._guide.shape[2:]):
+            raise UserError(f"{path}: the image that makes a mean with that of the network is of another shape")
 
     @property
     @torch.no_grad()
@@ -63,7 +65,10 @@ class ImageModel:
         if self.image_size is None or self.kernel_size is None:
             raise UserError(f"{self._path}: the sizes of image and kernel are not known; give both to load_model")
         z_x = draw_z_x(self.image_size, self.kernel_size, seed=self._seed) if self._guide is None else self._guide
-        return centre(self._net(z_x), self.kernel_size)[0, 0].numpy()
+        x = self._net(z_x)
+        if self._other is not None:
+            x = (x + self._other) / 2
+        return centre(x, self.kernel_size)[0, 0].numpy()
 
 
 def load_model(path, *, image_size=None, kernel_size=None, seed=None):

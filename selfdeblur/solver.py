@@ -48,6 +48,8 @@ class Run:
         Name of the stage that the run is in, "" before the first one.
     kernels : dict of str to tensor (h, w)
         The kernels handed on so far, by the stage that found them.
+    images : dict of str to tensor (h, w)
+        The images of stages so far that a later one takes into its mean.
     disagreement : float or None
         `quality.disagreement` of the two kernels between which a stage chose.
     slowed : int
@@ -59,7 +61,7 @@ class Run:
         self.blur = blur_plain if plain else blur
         self.losses = torch.zeros(settings.num_iter, dtype=y.dtype, device=y.device)
         self.stages = settings.each_stage()
-        self.kernels, self.disagreement, self.steps_done, self.slowed = {}, None, 0, 0
+        self.kernels, self.images, self.disagreement, self.steps_done, self.slowed = {}, {}, None, 0, 0
         self.stage, self.stage_end = "", 0
         first = next(iter(self.stages))
         if not self.stages[first].kernel_from:  # else it takes seconds and is left for the first step
@@ -69,9 +71,12 @@ class Run:
         """Go from the end of a stage, or from before the first one, to the next."""
         names = list(self.stages)
         name = names[names.index(self.stage) + 1] if self.stage else names[0]
-        kernels = dict(self.kernels)
+        kernels, images = dict(self.kernels), dict(self.images)
         if self.stage:
-            kernels[self.stage] = self._outputs()[1][0, 0]
+            x, k = (output[0, 0] for output in self._outputs())
+            kernels[self.stage] = k
+            if any(settings.mean_with == self.stage for settings in self.stages.values()):
+                images[self.stage] = x
         settings = self.stages[name]
         if "estimate" in settings.kernel_from and "estimate" not in kernels:
             kernels["estimate"] = estimate_kernel(self.y[0, 0], self.kernel_size).to(self.y)
@@ -81,7 +86,7 @@ class Run:
             disagreement = quality.disagreement(self.y[0, 0], *wanted)
             wanted = wanted[disagreement > settings.doubt :]
         self._enter(name, torch.stack(wanted) if wanted else None)
-        self.kernels, self.disagreement = kernels, disagreement
+        self.kernels, self.images, self.disagreement = kernels, images, disagreement
 
     def _enter(self, name, starts):
         """Draw inputs and networks for a stage; G_k starts at the mean of ``starts`` (n, h, w) if there are any."""
@@ -191,13 +196,15 @@ class Run:
 
     @torch.no_grad()
     def _outputs(self):
-        """G_x(z_x) and G_k(z_k), without the noise of the steps, so the networks alone give the result again."""
+        """The image and G_k(z_k), without the noise of the steps, so the networks alone give the result again."""
         with self.arithmetic(), generator_type(self.settings.precision, self.y.device):
             x = self.G_x(self.z_x)
+        if (other := self.stages[self.stage].mean_with) is not None:
+            x = (x + self.images[other]) / 2
         return x, self.kernel if self.kernel is not None else self.G_k(self.z_k)
 
     def result(self):
-        """The image (H, W), the centre of G_x(z_x), and the kernel (h, w), G_k(z_k), both on the CPU."""
+        """The image (H, W), the centre of G_x(z_x) or of a mean, and the kernel (h, w), G_k(z_k), both on the CPU."""
         x, k = self._outputs()
         return centre(x, k.shape[-2:])[0, 0].cpu(), k[0, 0].cpu()
 
@@ -212,9 +219,14 @@ class Run:
         return quality.assess(self.y[0, 0], x[0, 0], k[0, 0], self.disagreement)
 
     def image_state(self):
-        """The state of G_x and, in a guided stage, the image that it sees as ``guide``: what `models` needs."""
-        guide = {"guide": self.z_x} if self.stages[self.stage].guided else {}
-        return {**self.G_x.state_dict(), **guide}
+        """What `models` needs: the state of G_x, what it sees in a guided stage as ``guide``, and, where the image is a
+        mean, the other part of it as ``other``."""
+        state, settings = self.G_x.state_dict(), self.stages[self.stage]
+        if settings.guided:
+            state["guide"] = self.z_x
+        if settings.mean_with is not None:
+            state["other"] = self.images[settings.mean_with]
+        return state
 
     def state_dict(self):
         """All that `load_state_dict` needs to go on as if there had been no interruption."""
@@ -222,6 +234,7 @@ class Run:
             "stage": self.stage,
             "stage_begin": self.stage_begin,
             "kernels": {name: kernel.cpu() for name, kernel in self.kernels.items()},
+            "images": {name: image.cpu() for name, image in self.images.items()},
             "disagreement": self.disagreement,
             "kernel_starts": None if self.kernel_starts is None else self.kernel_starts.cpu(),
             "steps_done": self.steps_done,
@@ -239,6 +252,7 @@ class Run:
         self.stage_end = state["stage_begin"]
         self._enter(state["stage"], None if starts is None else starts.to(self.y))
         self.kernels = {name: kernel.to(self.y) for name, kernel in state["kernels"].items()}
+        self.images = {name: image.to(self.y) for name, image in state["images"].items()}
         self.disagreement, self.steps_done = state["disagreement"], state["steps_done"]
         self.losses[: self.steps_done] = state["losses"]
         self.slowed = state["slowed"]

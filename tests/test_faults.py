@@ -73,6 +73,7 @@ PRESETS = {
     "paper": ["--preset", "paper", "--tv_weight", 1e-3],
     "nonblind": ["--kernel", "kernel.png"],
     "fast": ["--preset", "fast"],
+    "best": ["--preset", "best"],
 }
 
 
@@ -116,7 +117,7 @@ def test_a_few_kills(data, preset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
-def test_two_hundred_kills(data, preset):
+def test_fifty_kills(data, preset):
     assert kill_until_done(data, preset, 50, random.Random(1)) == 50
 
 

@@ -250,10 +250,13 @@ def test_a_network_of_any_claimed_size_takes_no_memory(tmp_path, name, shape):
         load_model(tmp_path / "a_xnet.pth")
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 9, 9), (9, 9), (2, 2, 9, 9)])
-def test_an_image_that_its_network_cannot_see(tmp_path, shape):
-    torch.save({**SkipGenerator(2).state_dict(), "guide": torch.zeros(shape)}, tmp_path / "a_xnet.pth")
-    with pytest.raises(UserError, match="the image that"):
+@pytest.mark.parametrize(
+    ("name", "shape"), [("guide", (1, 1, 9, 9)), ("guide", (9, 9)), ("other", (8, 9)), ("other", (9,))]
+)
+def test_images_beside_a_network_that_do_not_fit_it(tmp_path, name, shape):
+    images = {"guide": torch.zeros(1, 2, 9, 9), name: torch.zeros(shape)}
+    torch.save({**SkipGenerator(2).state_dict(), **images}, tmp_path / "a_xnet.pth")
+    with pytest.raises(UserError, match="of another shape"):
         load_model(tmp_path / "a_xnet.pth")
 
 

@@ -25,8 +25,8 @@ def blurred(picture, size, kernel_size, seed):
     return x, kernel, torch.nn.functional.conv2d(x[None, None], kernel[None, None])[0, 0]
 
 
-def fast_run(y, kernel_size, **changes):
-    return Run(y[None, None], (kernel_size, kernel_size), make_settings("fast", num_iter=6, **changes))
+def short_run(preset, y, kernel_size):
+    return Run(y[None, None], (kernel_size, kernel_size), make_settings(preset, num_iter=6))
 
 
 def finish(run):
@@ -83,10 +83,10 @@ def test_a_stage_starts_where_it_is_told(picture):
         assert run.G_x.scales[0].down[0].in_channels == len(sources)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 5])
-def test_a_run_of_stages_resumes_bit_for_bit(picture, stop):
+@pytest.mark.parametrize(("preset", "stop"), [("fast", 1), ("fast", 3), ("fast", 4), ("fast", 5), ("best", 5)])
+def test_a_run_of_stages_resumes_bit_for_bit(picture, preset, stop):
     _, _, y = blurred(picture, 48, 5, 1)
-    whole, part, again = (fast_run(y, 5) for _ in range(3))
+    whole, part, again = (short_run(preset, y, 5) for _ in range(3))
     finish(whole)
     while part.steps_done < stop:
         part.step()
@@ -96,6 +96,20 @@ def test_a_run_of_stages_resumes_bit_for_bit(picture, stop):
     for a, b in zip(whole.result(), again.result(), strict=True):
         assert torch.equal(a, b)
     assert whole.quality() == again.quality()
+
+
+def test_an_image_is_the_mean_of_two_stages(picture):
+    _, _, y = blurred(picture, 48, 5, 1)
+    run = short_run("best", y, 5)
+    while run.steps_done < run.stage_end or run.stage == "":
+        run.step()
+    assert run.stage == "check"
+    first = run.result()[0]
+    run.step()
+    assert run.stage == "guided"
+    with torch.no_grad():
+        second = run.G_x(run.z_x)[0, 0, 2:-2, 2:-2]
+    assert torch.equal(run.result()[0], (first + second) / 2)
 
 
 def test_a_window_is_fitted_alone(picture):
@@ -158,13 +172,14 @@ def test_known_failures_are_named(picture):
     assert any("flat" in reason for reason in quality.assess(y, 0 * x, kernel)["reasons"])
 
 
-def test_the_models_of_a_fast_run_give_its_image_again(picture, tmp_path, capsys):
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_the_models_of_a_run_of_stages_give_its_image_again(picture, tmp_path, capsys, preset):
     _, _, y = blurred(picture, 56, 11, 2)
     (tmp_path / "data").mkdir()
     name = "im1_kernel5_img"
     cv2.imwrite(str(tmp_path / "data" / f"{name}.png"), np.rint(y.numpy() * 255).astype(np.uint8))
     options = ["--data_path", str(tmp_path / "data"), "--save_path", str(tmp_path / "out")]
-    assert benchmark_main(LEVIN, [*options, "--preset", "fast", "--num_iter", "6", "--device", "cpu"]) == 0
+    assert benchmark_main(LEVIN, [*options, "--preset", preset, "--num_iter", "6", "--device", "cpu"]) == 0
     files = [tmp_path / "out" / f"{name}{suffix}" for suffix in ("_x.png", "_k.png")]
     before = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in files]
     record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
