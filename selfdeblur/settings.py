@@ -9,6 +9,19 @@ from selfdeblur.errors import UserError
 from selfdeblur.precision import PRECISIONS
 from selfdeblur.quality import DOUBT
 
+# The settings that the record of every result has.
+FIRST = (
+    "preset",
+    "num_iter",
+    "mse_steps",
+    "tv_weight",
+    "lr_image",
+    "lr_kernel",
+    "milestones",
+    "input_noise",
+    "seed",
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -108,8 +121,8 @@ class Settings:
         Settings that came later are left out where they are at their default, so results from before stay valid.
         """
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
-        later = {f.name for f in dataclasses.fields(self)[9:] if getattr(self, f.name) == f.default}
-        return {name: value for name, value in fields.items() if name not in later}
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name not in FIRST}
+        return {name: value for name, value in fields.items() if name in FIRST or getattr(self, name) != defaults[name]}
 
     def each_stage(self):
         """The settings of each stage by its name, in order."""
