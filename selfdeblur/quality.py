@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from selfdeblur.forward import blur, centre
-from selfdeblur.initial import deconvolve, noise_level
+from selfdeblur.initial import POINT, deconvolve, extent, noise_level
 from selfdeblur.losses import gaussian
 
 # Two kernels whose images differ by more than this, see `disagreement`, cannot both be nearly right.
@@ -37,9 +37,9 @@ def assess(y, x, kernel, disagreed=None):
     -------
     dict
         ``doubtful`` (bool), ``reasons`` (list of str) and the measures behind
-        them: ``kernel_peak``, the largest entry; ``kernel_spread``, the
-        exponential of the entropy over the number of entries, 1 for a flat
-        kernel; ``kernel_rim``, the share of the sum in the outermost row and
+        them: ``kernel_extent``, see `selfdeblur.initial.extent`;
+        ``kernel_spread``, the exponential of the entropy over the number of
+        entries, 1 for a flat kernel; ``kernel_rim``, the share of the sum in the outermost row and
         column at each side; ``contrast``, standard deviation of the image over
         that of y; ``ringing``, see `ringing`; ``misfit``, root mean square of
         y - k ⊗ x; ``disagreement``.
@@ -47,7 +47,7 @@ def assess(y, x, kernel, disagreed=None):
     size = kernel.shape
     inner = kernel[1:-1, 1:-1].sum() if min(size) > 2 else kernel.sum()
     measures = {
-        "kernel_peak": kernel.max(),
+        "kernel_extent": extent(kernel),
         "kernel_spread": torch.special.entr(kernel).sum().exp() / kernel.numel(),
         "kernel_rim": kernel.sum() - inner,
         "contrast": centre(x, size).std() / y.std().clamp(min=1e-6),
@@ -56,8 +56,8 @@ def assess(y, x, kernel, disagreed=None):
     }
     measures = {name: round(float(value), 5) for name, value in measures.items()}
     reasons = []
-    if kernel.numel() > 1 and measures["kernel_peak"] > 0.9:
-        reasons.append("the kernel is a single point: nothing was deblurred")
+    if kernel.numel() > 1 and measures["kernel_extent"] < POINT:
+        reasons.append("the kernel is next to a single point: nothing was deblurred")
     if kernel.numel() > 25 and measures["kernel_spread"] > 0.5:
         reasons.append("the kernel is spread over all of its size")
     if measures["kernel_rim"] > 0.1:

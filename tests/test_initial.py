@@ -6,6 +6,7 @@ import torch
 from scipy.signal import correlate, fftconvolve
 from skimage import data
 
+from selfdeblur import initial
 from selfdeblur.initial import deconvolve, estimate_kernel, free_energy, noise_level
 from selfdeblur.kernels import camera_shake_kernel
 
@@ -52,6 +53,27 @@ def test_kernel_has_the_orientation_of_the_forward_model():
     _, kernel, y = blurred("camera", 160, 11, 5)
     found = estimate_kernel(y, (11, 11)).numpy()
     assert similarity(found, kernel) > similarity(found[::-1, ::-1], kernel) + 0.05
+
+
+def test_the_extent_of_a_kernel():
+    kernel = torch.zeros(11, 21)
+    kernel[3, 5] = kernel[3, 15] = 0.5
+    assert initial.extent(kernel) == pytest.approx(5 / 21)
+    assert initial.extent(kernel.T) == pytest.approx(5 / 21)
+    kernel[3, 15], kernel[3, 5] = 1, 0
+    assert initial.extent(kernel) == 0
+
+
+def test_a_kernel_that_does_nothing_is_left_out(monkeypatch):
+    _, kernel, y = blurred("camera", 100, 11, 5)
+    kernel, point = torch.from_numpy(kernel).float(), torch.zeros(11, 11)
+    point[5, 5] = 1
+    found = {"found": kernel, "point": point}
+    monkeypatch.setattr(initial, "coarse_to_fine_kernel", lambda y, size, *, scales, name: found[name])
+    monkeypatch.setattr(initial, "free_energy", lambda y, kernel: -float(kernel.max()))
+    for names, extent in ((["point", "found"], initial.extent(kernel)), (["point"], 0)):
+        estimate = estimate_kernel(y, (11, 11), candidates=[{"name": name} for name in names], rounds=0, powers=(1,))
+        assert initial.extent(estimate) == pytest.approx(extent, abs=1e-3)
 
 
 def test_oblong_images_and_kernels():
