@@ -39,9 +39,9 @@ def assess(y, x, kernel, disagreed=None):
         ``doubtful`` (bool), ``reasons`` (list of str) and the measures behind
         them: ``kernel_extent``, see `selfdeblur.initial.extent`;
         ``kernel_spread``, the exponential of the entropy over the number of
-        entries, 1 for a flat kernel; ``kernel_rim``, the share of the sum in the outermost row and
-        column at each side; ``contrast``, standard deviation of the image over
-        that of y; ``ringing``, see `ringing`; ``misfit``, root mean square of
+        entries, 1 for a flat kernel; ``kernel_rim``, the share of the sum in
+        the outermost row and column at each side; ``contrast``, standard
+        deviation of the image over that of y; ``ringing``, see `ringing`; ``misfit``, root mean square of
         y - k ⊗ x; ``disagreement``.
     """
     size = kernel.shape

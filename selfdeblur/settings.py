@@ -135,6 +135,19 @@ class Settings:
         }
 
 
+# The last stage of the presets that have stages.
+GUIDED = {
+    "name": "guided",
+    "num_iter": 120,
+    "mse_steps": 20,
+    "milestones": (80, 100),
+    "lr_kernel": 5e-4,
+    "channels": (32,) * 3,
+    "kernel_from": ("estimate", "check"),
+    "doubt": DOUBT,
+    "guided": True,
+}
+
 # What each preset is, then what it changes from the defaults above, which are the released program's.
 PRESETS = {
     "release": (
@@ -164,17 +177,7 @@ PRESETS = {
                     "kernel_from": ("estimate",),
                     "window": 320,
                 },
-                {
-                    "name": "guided",
-                    "num_iter": 120,
-                    "mse_steps": 20,
-                    "milestones": (80, 100),
-                    "lr_kernel": 5e-4,
-                    "channels": (32,) * 3,
-                    "kernel_from": ("estimate", "check"),
-                    "doubt": DOUBT,
-                    "guided": True,
-                },
+                GUIDED,
             ),
             "non_local": False,
             "milestones": (),
@@ -195,18 +198,7 @@ PRESETS = {
                     "channels": (64,) * 5,
                     "kernel_from": ("estimate",),
                 },
-                {
-                    "name": "guided",
-                    "num_iter": 120,
-                    "mse_steps": 20,
-                    "milestones": (80, 100),
-                    "lr_kernel": 5e-4,
-                    "channels": (32,) * 3,
-                    "kernel_from": ("estimate", "check"),
-                    "doubt": DOUBT,
-                    "guided": True,
-                    "mean_with": "check",
-                },
+                {**GUIDED, "mean_with": "check"},
             ),
             "non_local": False,
         },
