@@ -30,12 +30,15 @@ COARSEST_IMAGE = 30
 # The fits below make the faint parts of a trail too faint; a power below 1 lifts them.
 POWERS = (1.0, 0.9, 0.75, 0.6)
 
-# No single setting suits all images: the last two find the kernels of text and many large ones, too.
+# No single setting suits all images: a heavier weight or a smaller start finds what another misses; the last two find
+# the kernels of text.
 CANDIDATES = (
     {"kernel_weight": 0.15},
     {"kernel_weight": 0.45},
-    {"gradient_weight": 1e-2, "background": True},
-    {"gradient_weight": 2e-2, "background": True},
+    {"coarsest_kernel": 3},
+    {"coarsest_kernel": 3, "gradient_weight": 1e-2},
+    {"background": True, "gradient_weight": 1e-2},
+    {"background": True, "gradient_weight": 2e-2},
 )
 
 # A kernel of less `extent` is next to a point. Camera shakes have 0.13 to 0.35; twice too large a size halves it.
