@@ -1,5 +1,6 @@
 """The classical first guess: on images blurred with known kernels it finds the kernel, and the image for a kernel."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -53,6 +54,29 @@ def test_kernel_has_the_orientation_of_the_forward_model():
     _, kernel, y = blurred("camera", 160, 11, 5)
     found = estimate_kernel(y, (11, 11)).numpy()
     assert similarity(found, kernel) > similarity(found[::-1, ::-1], kernel) + 0.05
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_kernel_of_a_page_of_text(inverted):
+    rng, kernel = np.random.default_rng(4), camera_shake_kernel(25, rng=4)
+    page = np.full((324, 324), 240, np.uint8)
+    for row in range(24, 344, 28):
+        line = "".join(rng.choice(list("abcdefghiklmnoprstuvw    "), 60))
+        cv2.putText(page, line, (6, row), cv2.FONT_HERSHEY_DUPLEX, 0.7, 20, 1, cv2.LINE_AA)
+    page = (255 - page if inverted else page) / 255
+    y = torch.from_numpy(correlate(page, kernel, mode="valid", method="fft")).float()
+    scores = []
+    for background in (True, False):
+        found = initial.coarse_to_fine_kernel(y, (25, 25), gradient_weight=1e-2, background=background)
+        scores.append(similarity(found.numpy(), kernel))
+    assert scores[0] > max(0.85, scores[1] + 0.1)
+
+
+def test_the_background_is_the_level_that_most_pixels_are_near():
+    y = torch.full((20, 20), 0.9)
+    y[:5] = 0.2
+    assert initial.background(y) == pytest.approx(0.9)
+    assert initial.background(1 - y) == pytest.approx(0.1)
 
 
 def test_the_extent_of_a_kernel():
