@@ -8,11 +8,12 @@ of the image may be background, as a page or the night sky is, the sharp image
 may be asked to differ from it at few pixels, too (Pan, Hu, Su and Yang,
 "Deblurring text images via L0-regularized intensity and gradient prior", CVPR
 2014).
-`estimate_kernel` does so with several settings, keeps the result of least
-`free_energy` and refines it. `deconvolve` finds the sharp image for a given
-kernel, with the sparse gradient prior of Levin, Fergus, Durand and Freeman,
-"Image and depth from a conventional camera with a coded aperture", SIGGRAPH
-2007.
+`coarse_to_fine_kernels` does so with several settings from many starts, of which
+ever fewer go on to the next scale: those of least `free_energy`.
+`estimate_kernel` refines the best of them. `deconvolve` finds the sharp image
+for a given kernel, with the sparse gradient prior of Levin, Fergus, Durand and
+Freeman, "Image and depth from a conventional camera with a coded aperture",
+SIGGRAPH 2007.
 
 Everything here is greyscale, and every kernel is meant in the correlation
 sense of `selfdeblur.forward`.
@@ -20,26 +21,36 @@ sense of `selfdeblur.forward`.
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
+from selfdeblur.kernels import camera_shake_kernel
+
 PYRAMID_RATIO = 2**0.5
-COARSEST_IMAGE = 30
+COARSEST_IMAGE, COARSEST_KERNEL = 30, 5
 
 # The fits below make the faint parts of a trail too faint; a power below 1 lifts them.
 POWERS = (1.0, 0.9, 0.75, 0.6)
 
-# No single setting suits all images: a heavier weight or a smaller start finds what another misses; the last two find
-# the kernels of text.
-CANDIDATES = (
+# No single setting suits all images: a heavier weight finds what another misses; the last two find the kernels of text.
+SETTINGS = (
     {"kernel_weight": 0.15},
     {"kernel_weight": 0.45},
-    {"coarsest_kernel": 3},
-    {"coarsest_kernel": 3, "gradient_weight": 1e-2},
-    {"background": True, "gradient_weight": 1e-2},
-    {"background": True, "gradient_weight": 2e-2},
+    {"gradient_weight": 1e-2},
+    {"gradient_weight": 1e-2, "background": True},
+    {"gradient_weight": 2e-2, "background": True},
 )
+
+# What the coarsest scale makes of a large kernel depends on where it starts. A start costs nothing there.
+STARTS, KEPT = 12, 4
+
+# Kernels of a setting are the same if their normalised correlation is above this.
+SAME = 0.98
+
+# Images of so many pixels in all are worked on at a time.
+AT_A_TIME = 1 << 21
 
 # A kernel of less `extent` is next to a point. Camera shakes have 0.13 to 0.35; twice too large a size halves it.
 POINT = 0.045
@@ -50,7 +61,7 @@ JUDGED, JUDGED_KERNELS = 400, 6
 
 
 class _Blur:
-    """Valid correlation y = k ⊗ x of an image (h, w) to one of (H, W), and its transposes, by FFT."""
+    """Valid correlation y = k ⊗ x of images (..., h, w) to (..., H, W), and its transposes, by FFT."""
 
     def __init__(self, blurry_size, kernel_size):
         self.blurry_size, self.kernel_size = tuple(blurry_size), tuple(kernel_size)
@@ -76,8 +87,8 @@ class _Blur:
         return self._crop(x_spectrum * self.spectrum(y).conj(), self.kernel_size)
 
 
-def estimate_kernel(y, kernel_size, *, candidates=CANDIDATES, rounds=2, powers=POWERS):
-    """Estimate the kernel that blurred an image: candidates, a choice that needs no truth, a refinement.
+def estimate_kernel(y, kernel_size, *, settings=SETTINGS, starts=STARTS, kept=KEPT, rounds=2, powers=POWERS):
+    """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
     Parameters
     ----------
@@ -85,12 +96,10 @@ def estimate_kernel(y, kernel_size, *, candidates=CANDIDATES, rounds=2, powers=P
         Blurry image, 0..1.
     kernel_size : (int, int)
         Size (h, w) of the kernel, odd.
-    candidates : sequence of dict
-        Options of `coarse_to_fine_kernel`, one dict for each candidate. The
-        candidate of least `free_energy` is kept, of those that are no point if
-        there are any.
+    settings, starts, kept
+        As in `coarse_to_fine_kernels`.
     rounds : int
-        Rounds of `refine_kernel` for the one kept.
+        Rounds of `refine_kernel` for the best kernel found.
     powers : sequence of float
         Of the refined kernel raised to each of these powers, that of least
         `free_energy` is returned.
@@ -101,34 +110,15 @@ def estimate_kernel(y, kernel_size, *, candidates=CANDIDATES, rounds=2, powers=P
         Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    part = y[busiest_window(y, max(JUDGED, JUDGED_KERNELS * max(kernel_size)))]
-    scales = _Scales(y, kernel_size)
-    kernels = [coarse_to_fine_kernel(y, kernel_size, scales=scales, **options) for options in candidates]
-    # The kernel that does nothing explains any image.
-    blurs = [kernel for kernel in kernels if extent(kernel) >= POINT]
-    kernel = refine_kernel(y, _best(part, blurs or kernels), rounds=rounds)
-    lifted = [kernel**power for power in powers]
-    return _best(part, [k / k.sum() for k in lifted])
+    found = coarse_to_fine_kernels(y, kernel_size, settings, starts=starts, kept=kept)
+    kernel = refine_kernel(y, found[0], rounds=rounds)
+    lifted = torch.stack([kernel**power for power in powers])
+    lifted /= lifted.sum((1, 2), keepdim=True)
+    return lifted[free_energy(y[judged_window(y, kernel_size)], lifted).argmin()]
 
 
-def _best(y, kernels):
-    return min(kernels, key=lambda kernel: free_energy(y, kernel)) if len(kernels) > 1 else kernels[0]
-
-
-def coarse_to_fine_kernel(
-    y,
-    kernel_size,
-    *,
-    gradient_weight=4e-3,
-    kernel_weight=0.15,
-    background=False,
-    coarsest_kernel=5,
-    first_direction="horizontal",
-    steps=5,
-    kernel_steps=20,
-    scales=None,
-):
-    """Estimate a kernel from a coarse to the full scale with the L0 gradient prior.
+def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, starts=STARTS, kept=KEPT, steps=5, kernel_steps=20):
+    """Search for the kernel from a coarse to the full scale with the L0 gradient prior.
 
     Parameters
     ----------
@@ -136,56 +126,87 @@ def coarse_to_fine_kernel(
         Blurry image, 0..1.
     kernel_size : (int, int)
         Size (h, w) of the kernel, odd.
-    gradient_weight : float
-        Cost of one pixel with a gradient, in squared grey levels of the 0..1
-        range. It falls by a tenth at every step, not below 1e-4, so the first
-        images keep only the strongest edges.
-    kernel_weight : float
-        Cost of the kernel's sum of squares, against the squared error of the
-        gradients summed over the image, as a share of the sum of squared
-        gradients of y at full scale. So contrast and size of the image do not
-        matter, and coarse scales, which have fewer pixels, smooth more.
-    background : bool
-        Whether a pixel that differs from the background costs as much as one
-        with a gradient.
-    coarsest_kernel : int
-        Side of the kernel at the coarsest scale, 3 or 5.
-    first_direction : {"horizontal", "vertical"}
-        The two-pixel kernel that the coarsest scale starts from.
+    settings : sequence of dict
+        ``gradient_weight``, by default 4e-3: cost of one pixel with a gradient,
+        in squared grey levels of the 0..1 range. It falls by a tenth at every
+        step, not below 1e-4, so the first images keep only the strongest edges.
+        ``kernel_weight``, by default 0.15: cost of the kernel's sum of squares,
+        against the squared error of the gradients summed over the image, as a
+        share of the sum of squared gradients of y at full scale. So contrast
+        and size of the image do not matter, and coarse scales, which have fewer
+        pixels, smooth more. ``background``, by default False: whether a pixel
+        that differs from the background costs as much as one with a gradient.
+    starts : int
+        Kernels that each setting has at the coarsest scale: two neighbouring
+        pixels, horizontal and vertical, then camera shakes drawn with seed 0.
+    kept : int
+        Kernels at full scale and at the one before it; sqrt(2) times as many at each coarser one. Those of one setting
+        differ.
     steps : int
         Steps (one image, one kernel) at each scale.
     kernel_steps : int
         Projected gradient steps in which each kernel is found.
-    scales : _Scales, optional
-        What several calls for one image and kernel size have in common.
 
     Returns
     -------
-    tensor of float32, (h, w)
-        Kernel as `estimate_kernel` returns it.
+    tensor of float32, (n, h, w)
+        At most ``kept`` kernels as `estimate_kernel` returns them, that of least
+        free energy first; those that are next to a point are last.
 
     Notes
     -----
     Neighbouring scales differ by a factor of sqrt(2); the coarsest has a
-    kernel of about ``coarsest_kernel``, or an image of about 30 px. The kernel
-    is fitted in the valid region only, so it does not see the image's border.
-    Nothing is cut off below a threshold: thin, faint parts of a trail carry
-    much of the blur, and the projection on the simplex removes weak noise by
-    itself.
+    kernel of about 5 pixels, or an image of about 30. The kernel is fitted in
+    the valid region only, so it does not see the image's border. Nothing is cut
+    off below a threshold: thin, faint parts of a trail carry much of the blur,
+    and the projection on the simplex removes weak noise by itself.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    weight = kernel_weight * gradients(y).square().sum()
-    scales = _Scales(y, kernel_size) if scales is None else scales
-    kernel = None
-    for level in reversed(range(scales.count(coarsest_kernel))):
-        blur, y_gradients, latent = scales[level]
-        size = blur.kernel_size
-        kernel = _two_pixels(size, first_direction, y.device) if kernel is None else _enlarge(kernel, size)
-        for _ in range(steps):
-            x_gradients = gradients(latent(kernel, gradient_weight, background))
-            kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=weight, steps=kernel_steps)
-            gradient_weight = max(gradient_weight / 1.1, 1e-4)
-    return _centre(kernel)
+    energy = gradients(y).square().sum()
+    sizes = _sizes(y.shape, kernel_size)
+    weights = [options.get("gradient_weight", 4e-3) for options in settings]
+    pool = dict.fromkeys(range(len(settings)), _starts(sizes[-1][1], starts, y.device))
+    for level in reversed(range(len(sizes))):
+        size, k_size = sizes[level]
+        scaled = _shrink(y, size) if level else y
+        part = scaled[judged_window(scaled, k_size)]
+        blur, y_gradients = _Blur([n - 1 for n in size], k_size), gradients(scaled)
+        latent = _FewGradients(scaled, k_size, background(y))
+        found = []
+        for number, kernels in pool.items():
+            options = settings[number]
+            for some in _enlarge(kernels, k_size).split(max(AT_A_TIME // scaled.numel(), 1)):
+                gradient_weight = weights[number]
+                for _ in range(steps):
+                    x = latent(some, gradient_weight, options.get("background", False))
+                    weight = options.get("kernel_weight", 0.15) * energy
+                    some = fit_kernel(blur, y_gradients, gradients(x), some, weight=weight, steps=kernel_steps)
+                    gradient_weight = max(gradient_weight / 1.1, 1e-4)
+                # The kernel that does nothing explains any image.
+                badness = [(extent(k) < POINT, f) for k, f in zip(some, free_energy(part, some).tolist(), strict=True)]
+                found += zip(badness, [number] * len(some), some, strict=True)
+            weights[number] = gradient_weight
+        best = _distinct(sorted(found, key=lambda entry: entry[0]), round(kept * 2 ** (max(level - 1, 0) / 2)))
+        pool = {n: torch.stack([kernel for m, kernel in best if m == n]) for n in dict(best)}
+    return torch.stack([_centre(kernel) for _, kernel in best])
+
+
+def _distinct(found, count):
+    """The first ``count`` of (badness, setting, kernel), as (setting, kernel), less what equals an earlier one."""
+    best = []
+    for _, number, kernel in found:
+        if all(number != other or _similarity(kernel, earlier) <= SAME for other, earlier in best):
+            best.append((number, kernel))
+        if len(best) == count:
+            break
+    return best
+
+
+def _similarity(a, b):
+    """Largest normalised correlation of two kernels over all shifts."""
+    size = [2 * n - 1 for n in a.shape]
+    products = torch.fft.irfft2(torch.fft.rfft2(a, s=size) * torch.fft.rfft2(b, s=size).conj(), s=size)
+    return float(products.max() / (a.norm() * b.norm()))
 
 
 def refine_kernel(y, kernel, *, rounds=2, kernel_weight=0.7, kernel_steps=20):
@@ -232,27 +253,27 @@ def free_energy(y, kernel, *, rounds=10, steps=10):
     ----------
     y : tensor or ndarray, (H, W)
         Blurry image, 0..1.
-    kernel : tensor or ndarray, (h, w)
-        Kernel to judge.
+    kernel : tensor or ndarray, (..., h, w)
+        Kernels to judge.
     rounds, steps : int
         Times the variances are renewed; conjugate gradient steps for each.
 
     Returns
     -------
-    float
+    tensor (...)
         Lower is better; comparable among kernels of one size for one image.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
+    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
     noise = 1e-5 + 2 * noise_level(y) ** 2
     y = gradients(y)
-    blur = _Blur(y.shape[-2:], kernel.shape)
+    blur = _Blur(y.shape[-2:], kernel.shape[-2:])
     k_spectrum = blur.spectrum(kernel)
     precision = blur.transpose_in_x(torch.ones_like(y[:1]), blur.spectrum(kernel**2)).clamp(min=1e-8) / noise
     right_side = blur.transpose_in_x(y, k_spectrum) / noise
     x = torch.zeros_like(right_side)
-    (top, left) = (n // 2 for n in kernel.shape)
-    x[:, top : top + y.shape[1], left : left + y.shape[2]] = y
+    (top, left) = (n // 2 for n in kernel.shape[-2:])
+    x[..., top : top + y.shape[1], left : left + y.shape[2]] = y
     variance = torch.full_like(x, float(y.square().mean())).clamp(min=1e-10)
     for _ in range(rounds):
         spread = 1 / (precision + 1 / variance)
@@ -260,10 +281,15 @@ def free_energy(y, kernel, *, rounds=10, steps=10):
         def matrix(v, variance=variance):
             return blur.transpose_in_x(blur.forward(blur.spectrum(v), k_spectrum), k_spectrum) / noise + v / variance
 
-        x = _conjugate_gradients(matrix, right_side, x, steps, scaling=spread)
+        x = _conjugate_gradients(matrix, right_side, x, steps, scaling=spread, dims=3)
         variance = (x**2 + spread).clamp(min=1e-10)
-    error = (y - blur.forward(blur.spectrum(x), k_spectrum)).square().sum() / noise
-    return float(error + (x**2 / variance).sum() + (variance / spread).log().sum())
+    error = (y - blur.forward(blur.spectrum(x), k_spectrum)).square().sum((-3, -2, -1)) / noise
+    return error + (x**2 / variance + (variance / spread).log()).sum((-3, -2, -1))
+
+
+def judged_window(y, kernel_size):
+    """The part of y (H, W) that kernels of a size (h, w) are judged on, as two slices."""
+    return busiest_window(y, max(JUDGED, JUDGED_KERNELS * max(kernel_size)))
 
 
 def busiest_window(y, side):
@@ -373,66 +399,53 @@ def fit_kernel(blur, y, x, kernel, *, weight, steps):
         Sizes of the forward model.
     y : tensor (C, H, W)
         Blurry images (here: gradients) that share the kernel.
-    x : tensor (C, H + h - 1, W + w - 1)
+    x : tensor (..., C, H + h - 1, W + w - 1)
         Their sharp images.
-    kernel : tensor (h, w)
+    kernel : tensor (..., h, w)
         Where to start.
-    weight : float or tensor (h, w)
+    weight : float or tensor that goes with (..., h, w)
     steps : int
 
     Returns
     -------
-    tensor (h, w)
+    tensor (..., h, w)
     """
     x_spectrum = blur.spectrum(x)
 
     def matrix(k):
-        return blur.transpose_in_k(blur.forward(x_spectrum, blur.spectrum(k)), x_spectrum).sum(0) + weight * k
+        k_spectrum = blur.spectrum(k)[..., None, :, :]
+        return blur.transpose_in_k(blur.forward(x_spectrum, k_spectrum), x_spectrum).sum(-3) + weight * k
 
-    right_side = blur.transpose_in_k(y, x_spectrum).sum(0)
-    direction = kernel / kernel.norm()
+    def norm(k):
+        return k.square().sum((-2, -1), keepdim=True).sqrt()
+
+    right_side = blur.transpose_in_k(y, x_spectrum).sum(-3)
+    direction = kernel / norm(kernel)
     for _ in range(8):
         product = matrix(direction)
-        largest = product.norm().clamp(min=1e-12)
+        largest = norm(product).clamp(min=1e-12)
         direction = product / largest
     largest = 1.05 * largest
-    ahead, t = kernel, 1.0
+    ahead, t = kernel, torch.ones_like(largest)
     for _ in range(steps):
         new = _to_simplex(ahead - (matrix(ahead) - right_side) / largest)
-        if ((ahead - new) * (new - kernel)).sum() > 0:
-            t = 1.0
-        t_new = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        turned = ((ahead - new) * (new - kernel)).sum((-2, -1), keepdim=True) > 0
+        t = t.masked_fill(turned, 1)
+        t_new = (1 + (1 + 4 * t * t).sqrt()) / 2
         ahead = new + (t - 1) / t_new * (new - kernel)
         kernel, t = new, t_new
     return kernel
 
 
-class _Scales:
-    """An image at falling scales, finest first, each made when it is first asked for."""
-
-    def __init__(self, y, kernel_size):
-        self.y, self.kernel_size, self.made = y, tuple(kernel_size), {}
-
-    def count(self, coarsest_kernel):
-        """Number of scales down to a kernel of about this side or an image of about 30 px."""
-        count, scale = 1, 1.0
-        while _odd(max(self.kernel_size) * scale) > coarsest_kernel:
-            scale /= PYRAMID_RATIO
-            if min(self.y.shape) * scale <= COARSEST_IMAGE:
-                break
-            count += 1
-        return count
-
-    def __getitem__(self, level):
-        """The forward model for gradients, the gradients of y, and the sharp image as a function of the kernel."""
-        if level not in self.made:
-            y, size = self.y, self.kernel_size
-            if level:
-                scale = 1 / PYRAMID_RATIO**level
-                y, size = _shrink(y, scale), tuple(_odd(n * scale) for n in size)
-            latent = _FewGradients(y, size, background(self.y))
-            self.made[level] = _Blur([n - 1 for n in y.shape], size), gradients(y), latent
-        return self.made[level]
+def _sizes(size, kernel_size):
+    """Sizes of image and kernel, finest first, down to a kernel of about 5 pixels or an image of about 30."""
+    sizes, scale = [(tuple(size), tuple(kernel_size))], 1.0
+    while max(sizes[-1][1]) > COARSEST_KERNEL:
+        scale /= PYRAMID_RATIO
+        if min(size) * scale <= COARSEST_IMAGE:
+            break
+        sizes.append((tuple(round(n * scale) for n in size), tuple(_odd(n * scale) for n in kernel_size)))
+    return sizes
 
 
 class _FewGradients:
@@ -449,11 +462,10 @@ class _FewGradients:
         self.laplacian = self.right.abs() ** 2 + self.down.abs() ** 2
 
     def __call__(self, kernel, weight, background):
-        """Sharp image on the padded grid for blur ``kernel``; ``weight`` is the cost of a pixel with a gradient."""
+        """Sharp images on the padded grid for blurs (..., h, w); ``weight`` is the cost of a pixel with a gradient."""
         (h, w), (top, left) = self.kernel_size, (n // 2 for n in self.kernel_size)
-        padded = torch.zeros_like(self.y)
-        padded[:h, :w] = kernel
-        k_spectrum = torch.fft.rfft2(padded.roll((-top, -left), (0, 1)))
+        padded = F.pad(kernel, (0, self.y.shape[1] - w, 0, self.y.shape[0] - h))
+        k_spectrum = torch.fft.rfft2(padded.roll((-top, -left), (-2, -1)))
         data, power = k_spectrum * self.y_spectrum, k_spectrum.abs() ** 2
         x = self.y
         if background:
@@ -462,12 +474,12 @@ class _FewGradients:
                 x = self._few_gradients(x, data + alpha * torch.fft.rfft2(flat), power + alpha, weight, 8)
         else:
             x = self._few_gradients(x, data, power, weight, 2)
-        x = x.roll((top, left), (0, 1))
-        return x[: self.blurry_size[0] + h - 1, : self.blurry_size[1] + w - 1]
+        x = x.roll((top, left), (-2, -1))
+        return x[..., : self.blurry_size[0] + h - 1, : self.blurry_size[1] + w - 1]
 
     def _few_gradients(self, x, data, power, weight, growth):
         for beta in _geometric(2 * weight, growth, 1e5):
-            right, down = x.roll(-1, 1) - x, x.roll(-1, 0) - x
+            right, down = x.roll(-1, -1) - x, x.roll(-1, -2) - x
             weak = right**2 + down**2 < weight / beta
             right, down = right.masked_fill(weak, 0), down.masked_fill(weak, 0)
             sparse = self.right.conj() * torch.fft.rfft2(right) + self.down.conj() * torch.fft.rfft2(down)
@@ -506,30 +518,39 @@ def _extend_periodically(y, kernel_size):
     return fixed + filling * free
 
 
-def _conjugate_gradients(matrix, right_side, x, steps, scaling=1.0):
-    """Solve matrix(x) = right_side from x on; ``scaling`` is the inverse of the matrix's diagonal, if known."""
+def _conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2):
+    """Solve matrix(x) = right_side from x on; ``scaling`` is the inverse of the matrix's diagonal, if known.
+
+    Each problem is one tensor of the last ``dims`` dimensions, on its own.
+    """
+    axes = tuple(range(-dims, 0))
+
+    def inner(a, b):
+        return (a * b).sum(axes, keepdim=True)
+
     residual = right_side - matrix(x)
     scaled = scaling * residual
-    direction, power = scaled, (residual * scaled).sum()
-    enough = 1e-10 * (right_side * scaling * right_side).sum()
+    direction, power = scaled, inner(residual, scaled)
+    enough = 1e-10 * inner(right_side, scaling * right_side)
     for _ in range(steps):
-        if power <= enough:
+        going = power > enough
+        if not going.any():
             break
         product = matrix(direction)
-        length = power / (direction * product).sum()
+        length = torch.where(going, power / inner(direction, product), 0)
         x, residual = x + length * direction, residual - length * product
         scaled = scaling * residual
-        new_power = (residual * scaled).sum()
-        direction, power = scaled + (new_power / power) * direction, new_power
+        new_power = inner(residual, scaled)
+        direction, power = scaled + torch.where(going, new_power / power, 0) * direction, new_power
     return x
 
 
 def _to_simplex(v):
-    """Nearest point with non-negative entries that sum to 1."""
-    ordered = v.flatten().sort(descending=True).values
-    excess = (ordered.cumsum(0) - 1) / torch.arange(1, len(ordered) + 1, device=v.device)
-    last = (ordered > excess).nonzero()[-1, 0]
-    return (v - excess[last]).clamp(min=0)
+    """Nearest point with non-negative entries that sum to 1, of each (h, w)."""
+    ordered = v.flatten(-2).sort(descending=True).values
+    excess = (ordered.cumsum(-1) - 1) / torch.arange(1, ordered.shape[-1] + 1, device=v.device)
+    last = (ordered > excess).sum(-1, keepdim=True) - 1
+    return (v - excess.gather(-1, last)[..., None]).clamp(min=0)
 
 
 def _differences(x):
@@ -554,30 +575,35 @@ def _differences_transposed(d):
 
 
 def gradients(x):
-    """Forward differences to the right and down, (H, W) to (2, H - 1, W - 1)."""
-    return torch.stack([x[:-1, 1:] - x[:-1, :-1], x[1:, :-1] - x[:-1, :-1]])
+    """Forward differences to the right and down, (..., H, W) to (..., 2, H - 1, W - 1)."""
+    return torch.stack([x[..., :-1, 1:] - x[..., :-1, :-1], x[..., 1:, :-1] - x[..., :-1, :-1]], -3)
 
 
 def _odd(n):
     return max(2 * round((n - 1) / 2) + 1, 3)
 
 
-def _two_pixels(size, direction, device):
-    kernel = torch.zeros(size, device=device)
+def _starts(size, count, device):
+    """Kernels (n, h, w) to start the coarsest scale from, see `coarse_to_fine_kernels`; pairs alone if a side is 1."""
     row, column = (n // 2 for n in size)
-    kernel[row, column] = 0.5
-    kernel[(row, column - 1) if direction == "horizontal" else (row - 1, column)] = 0.5
-    return kernel
+    pairs = torch.zeros(2, *size)
+    pairs[:, row, column] = pairs[0, row, column - 1] = pairs[1, row - 1, column] = 0.5
+    rng = np.random.Generator(np.random.PCG64(0))
+    shakes = [camera_shake_kernel(size, rng=rng) for _ in range(count - 2)] if min(size) > 1 else []
+    kernels = torch.stack([*pairs, *(torch.from_numpy(shake).float() for shake in shakes)])[:count].to(device)
+    return kernels / kernels.sum((1, 2), keepdim=True)
 
 
-def _shrink(image, scale):
-    size = [round(n * scale) for n in image.shape]
+def _shrink(image, size):
     return F.interpolate(image[None, None], size=size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
 
 
-def _enlarge(kernel, size):
-    kernel = F.interpolate(kernel[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    return _centre(kernel)
+def _enlarge(kernels, size):
+    """Kernels (n, h, w) at another size."""
+    if kernels.shape[1:] == size:
+        return kernels
+    kernels = F.interpolate(kernels[None], size=size, mode="bilinear", align_corners=False)[0]
+    return torch.stack([_centre(kernel) for kernel in kernels])
 
 
 def _centre(kernel):

@@ -67,9 +67,19 @@ def test_kernel_of_a_page_of_text(inverted):
     y = torch.from_numpy(correlate(page, kernel, mode="valid", method="fft")).float()
     scores = []
     for background in (True, False):
-        found = initial.coarse_to_fine_kernel(y, (25, 25), gradient_weight=1e-2, background=background)
-        scores.append(similarity(found.numpy(), kernel))
+        settings = [{"gradient_weight": 1e-2, "background": background}]
+        found = initial.coarse_to_fine_kernels(y, (25, 25), settings, starts=1, kept=1)
+        scores.append(similarity(found[0].numpy(), kernel))
     assert scores[0] > max(0.85, scores[1] + 0.1)
+
+
+def test_more_starts_find_a_large_kernel():
+    _, kernel, y = blurred("coffee", 320, 55, 103)
+    scores = []
+    for starts in (1, 8):
+        found = initial.coarse_to_fine_kernels(y, (55, 55), [{}], starts=starts, kept=1)
+        scores.append(similarity(found[0].numpy(), kernel))
+    assert scores[1] > max(0.85, scores[0] + 0.1)
 
 
 def test_the_background_is_the_level_that_most_pixels_are_near():
@@ -88,21 +98,54 @@ def test_the_extent_of_a_kernel():
     assert initial.extent(kernel) == 0
 
 
-def test_a_kernel_that_does_nothing_is_left_out(monkeypatch):
+def test_a_kernel_that_does_nothing_comes_last(monkeypatch):
     _, kernel, y = blurred("camera", 100, 11, 5)
-    kernel, point = torch.from_numpy(kernel).float(), torch.zeros(11, 11)
+    point = torch.zeros(11, 11)
     point[5, 5] = 1
-    found = {"found": kernel, "point": point}
-    monkeypatch.setattr(initial, "coarse_to_fine_kernel", lambda y, size, *, scales, name: found[name])
-    monkeypatch.setattr(initial, "free_energy", lambda y, kernel: -float(kernel.max()))
-    for names, extent in ((["point", "found"], initial.extent(kernel)), (["point"], 0)):
-        estimate = estimate_kernel(y, (11, 11), candidates=[{"name": name} for name in names], rounds=0, powers=(1,))
-        assert initial.extent(estimate) == pytest.approx(extent, abs=1e-3)
+    kernels = torch.stack([torch.from_numpy(kernel).float(), point])
+    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size: [(size, kernel_size)])
+    monkeypatch.setattr(initial, "_starts", lambda size, count, device: kernels)
+    monkeypatch.setattr(initial, "free_energy", lambda y, kernel: -kernel.amax((-2, -1)))
+    found = initial.coarse_to_fine_kernels(y, (11, 11), [{}], kept=2, steps=0)
+    assert [initial.extent(k) < initial.POINT for k in found] == [False, True]
+
+
+def test_kernels_of_a_setting_that_are_equal_but_for_a_shift_count_once():
+    one, other = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(0))
+    one = torch.nn.functional.pad(one, (1, 1, 1, 1))
+    other = torch.nn.functional.pad(other, (1, 1, 1, 1))
+    found = [(0, 0, one), (1, 0, one.roll((1, -1), (0, 1))), (2, 1, one), (3, 0, other), (4, 1, other)]
+    assert [number for number, _ in initial._distinct(found, 3)] == [0, 1, 0]
+
+
+def test_several_kernels_at_once_are_as_each_alone():
+    _, kernel, y = blurred("camera", 60, 7, 5)
+    y, kernels = torch.from_numpy(y), torch.stack([torch.from_numpy(kernel), torch.full((7, 7), 1 / 49).double()])
+    latent, y_gradients = initial._FewGradients(y, (7, 7), 0.2), initial.gradients(y)
+    blur = initial._Blur(y_gradients.shape[-2:], (7, 7))
+
+    def fit(kernels, background):
+        x = initial.gradients(latent(kernels, 4e-3, background))
+        return initial.fit_kernel(blur, y_gradients, x, kernels, weight=1.0, steps=20)
+
+    for background in (False, True):
+        alone = torch.stack([fit(kernel, background) for kernel in kernels])
+        assert torch.allclose(fit(kernels, background), alone, atol=1e-10)
+    energies = [float(free_energy(y, kernel)) for kernel in kernels]
+    assert free_energy(y, kernels).tolist() == pytest.approx(energies, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [(5, 5), (3, 7), (1, 5), (1, 1)])
+def test_starts(size):
+    kernels = initial._starts(size, 6, "cpu")
+    assert kernels.shape == (6 if min(size) > 1 else 2, *size)
+    assert torch.allclose(kernels.sum((1, 2)), torch.ones(len(kernels)))
+    assert torch.equal(kernels[:1], initial._starts(size, 1, "cpu"))
 
 
 def test_oblong_images_and_kernels():
     _, _, y = blurred("camera", 128, 13, 4)
-    found = estimate_kernel(y[:100], (13, 9), candidates=[{"steps": 1}])
+    found = estimate_kernel(y[:100], (13, 9), starts=2, kept=1)
     assert found.shape == (13, 9)
     assert deconvolve(y[:100], found).shape == (112, 136)
 
