@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
 from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur.metrics import kernel_similarity
 
 PYRAMID_RATIO = 2**0.5
 COARSEST_IMAGE, COARSEST_KERNEL = 30, 5
@@ -162,7 +163,7 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, starts=STARTS, 
     and the projection on the simplex removes weak noise by itself.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    energy = gradients(y).square().sum()
+    energy, level_of_background = gradients(y).square().sum(), background(y)
     sizes = _sizes(y.shape, kernel_size)
     weights = [options.get("gradient_weight", 4e-3) for options in settings]
     pool = dict.fromkeys(range(len(settings)), _starts(sizes[-1][1], starts, y.device))
@@ -171,15 +172,15 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, starts=STARTS, 
         scaled = _shrink(y, size) if level else y
         part = scaled[judged_window(scaled, k_size)]
         blur, y_gradients = _Blur([n - 1 for n in size], k_size), gradients(scaled)
-        latent = _FewGradients(scaled, k_size, background(y))
+        latent = _FewGradients(scaled, k_size, level_of_background)
         found = []
         for number, kernels in pool.items():
             options = settings[number]
+            weight = options.get("kernel_weight", 0.15) * energy
             for some in _enlarge(kernels, k_size).split(max(AT_A_TIME // scaled.numel(), 1)):
                 gradient_weight = weights[number]
                 for _ in range(steps):
                     x = latent(some, gradient_weight, options.get("background", False))
-                    weight = options.get("kernel_weight", 0.15) * energy
                     some = fit_kernel(blur, y_gradients, gradients(x), some, weight=weight, steps=kernel_steps)
                     gradient_weight = max(gradient_weight / 1.1, 1e-4)
                 # The kernel that does nothing explains any image.
@@ -195,18 +196,12 @@ def _distinct(found, count):
     """The first ``count`` of (badness, setting, kernel), as (setting, kernel), less what equals an earlier one."""
     best = []
     for _, number, kernel in found:
-        if all(number != other or _similarity(kernel, earlier) <= SAME for other, earlier in best):
+        rivals = [earlier for other, earlier in best if other == number]
+        if all(kernel_similarity(kernel.cpu(), rival.cpu()) <= SAME for rival in rivals):
             best.append((number, kernel))
         if len(best) == count:
             break
     return best
-
-
-def _similarity(a, b):
-    """Largest normalised correlation of two kernels over all shifts."""
-    size = [2 * n - 1 for n in a.shape]
-    products = torch.fft.irfft2(torch.fft.rfft2(a, s=size) * torch.fft.rfft2(b, s=size).conj(), s=size)
-    return float(products.max() / (a.norm() * b.norm()))
 
 
 def refine_kernel(y, kernel, *, rounds=2, kernel_weight=0.7, kernel_steps=20):
