@@ -1,7 +1,9 @@
 """The generators compute what the original ones compute, in the plain and in the fused form."""
 
 import collections
+import itertools
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -100,41 +102,36 @@ def test_kernel_generator_output():
 def test_loss_trajectory(levin):
     """Six joint steps of Adam, and at each of them the loss by the fused form for the same parameters.
 
-    The fused form does not walk the path by itself: Adam divides by gradients
-    that are zero but for rounding, so another order of summation, or another
-    number of threads, sends the plain form itself 1e-6 astray within six steps.
+    A difference in the last digit grows some thirtyfold with each step, so a path is only that of the original program
+    as far as the sums are taken in the same order. Other instruction sets and libraries end up to 1e-4 away, from
+    2e-10 after one step; for the same reason the fused form does not walk a path of its own.
     """
     y = torch.from_numpy(read_image(levin / "im1_kernel1_img.png")[64:156, 64:140])[None, None]
     G_x, G_k = fill(SkipGenerator(plain=True)), fill(KernelGenerator((17, 17)))
     generator = SkipGenerator()
     optimiser = torch.optim.Adam([{"params": G_x.parameters(), "lr": 0.01}, {"params": G_k.parameters(), "lr": 1e-4}])
     dssim = DSSIM(y)
-    plain_losses, fused_losses = [], []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    for step in range(6):
+    tolerances = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3, 1e-3)
+    for step, (expected, rel) in enumerate(
+        zip(FINGERPRINT["loss_trajectory_float64_3mse_3ssim"], tolerances, strict=True)
+    ):
         x, k = G_x(z_x(108, 92)), G_k(z_k())
         y_hat = blur_plain(x, k)
         loss = mse(y_hat, y) if step < 3 else dssim_plain(y_hat, y)
-        plain_losses.append(loss.item())
-        torch.set_num_threads(1)
+        assert loss.item() == pytest.approx(expected, rel=rel)
         with torch.no_grad():
             generator.load_state_dict(G_x.state_dict())
             y_hat = blur(generator(z_x(108, 92)), k)
-            fused_losses.append((mse(y_hat, y) if step < 3 else dssim(y_hat)).item())
-        torch.set_num_threads(2)
+            fused_loss = mse(y_hat, y) if step < 3 else dssim(y_hat)
+        assert fused_loss.item() == pytest.approx(loss.item(), rel=1e-8)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    torch.set_num_threads(threads)
-    expected = pytest.approx(FINGERPRINT["loss_trajectory_float64_3mse_3ssim"], rel=1e-8)
-    assert plain_losses == expected
-    assert fused_losses == expected
 
 
-def outputs_and_gradients(size, dtype, form, width=128):
-    """Output of a generator with fixed random parameters, and the gradient of an error by parameter name."""
-    torch.manual_seed(0)
+def outputs_and_gradients(size, dtype, form, width=128, seed=0):
+    """Output of a generator with random parameters of a seed, and the gradient of an error by parameter name."""
+    torch.manual_seed(seed)
     net = SkipGenerator(channels=(width,) * 5, **FORMS[form])
     for parameter in net.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -162,20 +159,22 @@ def test_fused_form_equals_the_plain_one(size, form, pieces):
         assert_close(other, gradient)
 
 
-# Not so small that the deepest scale normalises by a handful of positions, which makes rounding a matter of chance.
-@pytest.mark.parametrize("size", [(100, 90), (97, 139)])
-def test_fused_form_rounds_like_the_plain_one(size, monkeypatch):
-    exact, exact_gradients = outputs_and_gradients(size, torch.float64, "plain")
-    errors, gradient_errors = {}, {}
-    for form, tiled in (("plain", 0), ("fused", 10**6), ("fused", 0), ("low memory", 0)):
-        monkeypatch.setattr(fused, "TILED", tiled)
-        x, gradients = outputs_and_gradients(size, torch.float32, form)
-        errors[form, tiled] = (x - exact).square().sum().item() ** 0.5
-        squares = [(gradients[n] - g).square().sum().item() for n, g in exact_gradients.items()]
-        gradient_errors[form, tiled] = sum(squares) ** 0.5
-    # The fused form leaves the mean of the joined tensor in, and tiles add and subtract what nearly cancels.
-    assert max(errors.values()) < 10 * errors["plain", 0]
-    assert max(gradient_errors.values()) < 10 * gradient_errors["plain", 0]
+def test_fused_form_rounds_like_the_plain_one(monkeypatch):
+    errors, gradient_errors = collections.defaultdict(list), collections.defaultdict(list)
+    # Not so small that the deepest scale normalises by a handful of positions, which makes rounding a matter of chance.
+    for size, seed in itertools.product([(100, 90), (97, 139)], range(3)):
+        exact, exact_gradients = outputs_and_gradients(size, torch.float64, "plain", seed=seed)
+        for form, tiled in (("plain", 0), ("fused", 10**6), ("fused", 0), ("low memory", 0)):
+            monkeypatch.setattr(fused, "TILED", tiled)
+            x, gradients = outputs_and_gradients(size, torch.float32, form, seed=seed)
+            errors[form, tiled].append((x - exact).norm().item())
+            squares = [(gradients[n] - g).square().sum().item() for n, g in exact_gradients.items()]
+            gradient_errors[form, tiled].append(sum(squares) ** 0.5)
+    # The fused form leaves the mean of the joined tensor in, and tiles add and subtract what nearly cancels. A gradient
+    # rounds by chance, with the plain form from 2e-4 to 1e-2 over draws and machines, hence the median of several.
+    for found in (errors, gradient_errors):
+        medians = {form: statistics.median(values) for form, values in found.items()}
+        assert max(medians.values()) < 10 * medians["plain", 0]
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (12, 9), (3, 2), (10, 16)])
