@@ -57,7 +57,7 @@ POINT = 0.045
 
 # Kernels are judged on the part of a large image with the most structure, of this many pixels a side or of this many
 # times the kernel's size.
-JUDGED, JUDGED_KERNELS = 400, 6
+JUDGED, JUDGED_KERNELS = 640, 6
 
 
 class _Blur:
