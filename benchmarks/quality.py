@@ -87,9 +87,9 @@ def plot(table, path):
     except ImportError as error:
         raise UserError("--plot: needs matplotlib (pip install matplotlib)") from error
     groups = {}
-    # Other seeds are run on fewer images, to see the spread.
-    for row in (row for row in read_csv(table) if not row["seed"]):
-        groups.setdefault((row["method"], row["preset"], row["device"]), []).append(row)
+    for row in read_csv(table):
+        if not row["seed"]:  # other seeds are run on fewer images, to see the spread
+            groups.setdefault((row["method"], row["preset"], row["device"]), []).append(row)
     axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).add_subplot()
     for (method, preset, device), rows in groups.items():
         if len(rows) < LEAST:
