@@ -10,7 +10,8 @@ may be asked to differ from it at few pixels, too (Pan, Hu, Su and Yang,
 2014).
 `coarse_to_fine_kernels` does so with several settings from many starts, of which
 ever fewer go on to the next scale: those of least `free_energy`.
-`estimate_kernel` refines the best of them. `deconvolve` finds the sharp image
+`estimate_kernel` searches so more than once, from different scales on, and
+refines the best kernel. `deconvolve` finds the sharp image
 for a given kernel, with the sparse gradient prior of Levin, Fergus, Durand and
 Freeman, "Image and depth from a conventional camera with a coded aperture",
 SIGGRAPH 2007.
@@ -43,8 +44,21 @@ SETTINGS = (
     {"gradient_weight": 2e-2, "background": True},
 )
 
-# What the coarsest scale makes of a large kernel depends on where it starts. A start costs nothing there.
-STARTS, KEPT = 12, 4
+# What becomes of a large kernel depends on where it starts. There are STARTS where the image is small, and fewer where
+# that many have more than START_PIXELS in all.
+STARTS, START_PIXELS = 12, 250_000
+
+# Searches: the size of kernel from which each starts, and how many kernels it keeps. A kernel of five pixels is too coarse
+# to tell some kernels apart, and what is lost there does not come back; a start from nine pixels costs ten times as much.
+SEARCHES = ({"coarsest": 5, "kept": 4}, {"coarsest": 9, "kept": 2, "seed": 1})
+
+# Where the result is doubtful, once more, with other starts.
+AGAIN = ({"coarsest": 9, "kept": 3, "seed": 2}, {"coarsest": 13, "kept": 2, "seed": 3})
+
+# Kernels are fitted and judged in so many steps at the two finest scales, and in so many at the others, where an error
+# is mended later.
+FINE = {"kernel_steps": 20, "rounds": 10, "steps": 10}
+COARSE = {"kernel_steps": 12, "rounds": 5, "steps": 6}
 
 # Kernels of a setting are the same if their normalised correlation is above this.
 SAME = 0.98
@@ -87,8 +101,10 @@ class _Blur:
         return self._crop(x_spectrum * self.spectrum(y).conj(), self.kernel_size)
 
 
-def estimate_kernel(y, kernel_size, *, settings=SETTINGS, starts=STARTS, kept=KEPT, rounds=2, powers=POWERS):
-    """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
+def estimate_kernel(
+    y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, starts=STARTS, rounds=2, powers=POWERS
+):
+    """Estimate the kernel that blurred an image: searches that need no truth, and a refinement.
 
     Parameters
     ----------
@@ -96,8 +112,11 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, starts=STARTS, kept=KE
         Blurry image, 0..1.
     kernel_size : (int, int)
         Size (h, w) of the kernel, odd.
-    settings, starts, kept
+    settings, starts
         As in `coarse_to_fine_kernels`.
+    searches : sequence of dict
+        Arguments of a search each. Of the kernels that they find that of least
+        `free_energy` is refined.
     rounds : int
         Rounds of `refine_kernel` for the best kernel found.
     powers : sequence of float
@@ -110,14 +129,17 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, starts=STARTS, kept=KE
         Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    found = coarse_to_fine_kernels(y, kernel_size, settings, starts=starts, kept=kept)
-    kernel = refine_kernel(y, found[0], rounds=rounds)
+    part = y[judged_window(y, kernel_size)]
+    found = [coarse_to_fine_kernels(y, kernel_size, settings, starts=starts, **search)[0] for search in searches]
+    kernel = refine_kernel(y, found[least_bad(part, torch.stack(found))], rounds=rounds)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
-    return lifted[free_energy(y[judged_window(y, kernel_size)], lifted).argmin()]
+    return lifted[free_energy(part, lifted).argmin()]
 
 
-def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, starts=STARTS, kept=KEPT, steps=5, kernel_steps=20):
+def coarse_to_fine_kernels(
+    y, kernel_size, settings=SETTINGS, *, coarsest=COARSEST_KERNEL, starts=STARTS, kept=4, seed=0, steps=5
+):
     """Search for the kernel from a coarse to the full scale with the L0 gradient prior.
 
     Parameters
@@ -136,16 +158,17 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, starts=STARTS, 
         and size of the image do not matter, and coarse scales, which have fewer
         pixels, smooth more. ``background``, by default False: whether a pixel
         that differs from the background costs as much as one with a gradient.
+    coarsest : int
+        The scale to start at is the coarsest one with a kernel of at least so many pixels, or the third finest.
     starts : int
-        Kernels that each setting has at the coarsest scale: two neighbouring
-        pixels, horizontal and vertical, then camera shakes drawn with seed 0.
+        Kernels that each setting has there, fewer if the image is large: see `_starts`.
     kept : int
-        Kernels at full scale and at the one before it; sqrt(2) times as many at each coarser one. Those of one setting
+        Kernels at full scale and at the one before it; 2^(1/4) times as many at each coarser one. Those of one setting
         differ.
+    seed : int
+        Of the kernels to start from.
     steps : int
         Steps (one image, one kernel) at each scale.
-    kernel_steps : int
-        Projected gradient steps in which each kernel is found.
 
     Returns
     -------
@@ -163,32 +186,50 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, starts=STARTS, 
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     energy, level_of_background = gradients(y).square().sum(), background(y)
-    sizes = _sizes(y.shape, kernel_size)
-    weights = [options.get("gradient_weight", 4e-3) for options in settings]
-    pool = dict.fromkeys(range(len(settings)), _starts(sizes[-1][1], starts, y.device))
+    every = _sizes(y.shape, kernel_size)
+    sizes = every[: max(sum(max(k_size) >= coarsest for _, k_size in every), 3)]
+    skipped = steps * (len(every) - len(sizes))
+    weights = [_weight_after(options.get("gradient_weight", 4e-3), skipped) for options in settings]
+    rng = np.random.Generator(np.random.PCG64(seed))
+    pool = {number: _starts(*sizes[-1], starts, rng).to(y.device) for number in range(len(settings))}
     for level in reversed(range(len(sizes))):
         size, k_size = sizes[level]
         scaled = _shrink(y, size) if level else y
         part = scaled[judged_window(scaled, k_size)]
         blur, y_gradients = _Blur([n - 1 for n in size], k_size), gradients(scaled)
         latent = _FewGradients(scaled, k_size, level_of_background)
+        effort = FINE if level < 2 else COARSE
         found = []
         for number, kernels in pool.items():
             options = settings[number]
             weight = options.get("kernel_weight", 0.15) * energy
             for some in _enlarge(kernels, k_size).split(max(AT_A_TIME // scaled.numel(), 1)):
-                gradient_weight = weights[number]
-                for _ in range(steps):
-                    x = latent(some, gradient_weight, options.get("background", False))
-                    some = fit_kernel(blur, y_gradients, gradients(x), some, weight=weight, steps=kernel_steps)
-                    gradient_weight = max(gradient_weight / 1.1, 1e-4)
-                # The kernel that does nothing explains any image.
-                badness = [(extent(k) < POINT, f) for k, f in zip(some, free_energy(part, some).tolist(), strict=True)]
-                found += zip(badness, [number] * len(some), some, strict=True)
-            weights[number] = gradient_weight
-        best = _distinct(sorted(found, key=lambda entry: entry[0]), round(kept * 2 ** (max(level - 1, 0) / 2)))
+                for step in range(steps):
+                    x = latent(some, _weight_after(weights[number], step), options.get("background", False))
+                    some = fit_kernel(
+                        blur, y_gradients, gradients(x), some, weight=weight, steps=effort["kernel_steps"]
+                    )
+                found += zip(_badness(part, some, effort), [number] * len(some), some, strict=True)
+        weights = [_weight_after(weight, steps) for weight in weights]
+        best = _distinct(sorted(found, key=lambda entry: entry[0]), round(kept * 2 ** (max(level - 1, 0) / 4)))
         pool = {n: torch.stack([kernel for m, kernel in best if m == n]) for n in dict(best)}
     return torch.stack([_centre(kernel) for _, kernel in best])
+
+
+def _weight_after(weight, steps):
+    return max(weight / 1.1**steps, 1e-4)
+
+
+def least_bad(y, kernels):
+    """Index of the kernel (n, h, w) of least `free_energy`, leaving aside those next to a point if others are there."""
+    badness = _badness(y, kernels, FINE)
+    return badness.index(min(badness))
+
+
+def _badness(y, kernels, effort):
+    """What kernels (n, h, w) are ordered by: one next to a point, which explains any image, comes after all others."""
+    energies = free_energy(y, kernels, rounds=effort["rounds"], steps=effort["steps"])
+    return [(extent(kernel) < POINT, energy) for kernel, energy in zip(kernels, energies.tolist(), strict=True)]
 
 
 def _distinct(found, count):
@@ -221,8 +262,10 @@ def refine_kernel(y, kernel, *, rounds=2, kernel_weight=0.7, kernel_steps=20):
     rounds : int
         More than a few drift: with a low weight the kernel turns ever
         narrower, with a high one ever wider.
-    kernel_weight, kernel_steps
-        As in `coarse_to_fine_kernel`.
+    kernel_weight : float
+        As in `coarse_to_fine_kernels`.
+    kernel_steps : int
+        Steps of `fit_kernel`.
 
     Returns
     -------
@@ -583,14 +626,21 @@ def _odd(n):
     return max(2 * round((n - 1) / 2) + 1, 3)
 
 
-def _starts(size, count, device):
-    """Kernels (n, h, w) to start the coarsest scale from, see `coarse_to_fine_kernels`; pairs alone if a side is 1."""
-    row, column = (n // 2 for n in size)
-    pairs = torch.zeros(2, *size)
+def _starts(size, kernel_size, count, rng):
+    """Kernels (n, h, w) to start a search from at a scale with images of ``size``, all drawn as camera shakes.
+
+    At the coarsest scale the first two are two neighbouring pixels, horizontal and vertical; where a side is 1 there are
+    no others. There are at most ``count``, and fewer, but one at least, if that many images have more than START_PIXELS.
+    """
+    count = max(min(count, START_PIXELS // math.prod(size)), 1)
+    row, column = (n // 2 for n in kernel_size)
+    pairs = torch.zeros(2, *kernel_size)
     pairs[:, row, column] = pairs[0, row, column - 1] = pairs[1, row - 1, column] = 0.5
-    rng = np.random.Generator(np.random.PCG64(0))
-    shakes = [camera_shake_kernel(size, rng=rng) for _ in range(count - 2)] if min(size) > 1 else []
-    kernels = torch.stack([*pairs, *(torch.from_numpy(shake).float() for shake in shakes)])[:count].to(device)
+    flat = min(kernel_size) == 1
+    kernels = list(pairs) if flat or max(kernel_size) <= COARSEST_KERNEL else []
+    if not flat:
+        kernels += [torch.from_numpy(camera_shake_kernel(kernel_size, rng=rng)).float() for _ in range(count)]
+    kernels = torch.stack(kernels[:count])
     return kernels / kernels.sum((1, 2), keepdim=True)
 
 

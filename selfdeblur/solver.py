@@ -12,7 +12,7 @@ import torch
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur import quality
 from selfdeblur.forward import blur, blur_plain, centre
-from selfdeblur.initial import busiest_window, deconvolve, estimate_kernel
+from selfdeblur.initial import AGAIN, busiest_window, deconvolve, estimate_kernel, judged_window, least_bad
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 from selfdeblur.precision import arithmetic, generator_type
 
@@ -80,13 +80,31 @@ class Run:
         settings = self.stages[name]
         if "estimate" in settings.kernel_from and "estimate" not in kernels:
             kernels["estimate"] = estimate_kernel(self.y[0, 0], self.kernel_size).to(self.y)
-        wanted = [kernels[source] for source in settings.kernel_from]
-        disagreement = self.disagreement
-        if len(wanted) == 2:
-            disagreement = quality.disagreement(self.y[0, 0], *wanted)
-            wanted = wanted[disagreement > settings.doubt :]
+        wanted, disagreement = self._agreed(kernels, settings)
         self._enter(name, torch.stack(wanted) if wanted else None)
         self.kernels, self.images, self.disagreement = kernels, images, disagreement
+
+    def _agreed(self, kernels, settings):
+        """Those of the kernels of ``settings.kernel_from`` to go on with, and by how much two of them disagree.
+
+        Where they do, the estimate may be wrong, and the stage that started at it with it: another search follows, and
+        if what it finds explains y better it takes the estimate's place, else the stage's kernel goes on alone.
+        """
+        wanted = [kernels[source] for source in settings.kernel_from]
+        if len(wanted) < 2:
+            return wanted, self.disagreement
+        y = self.y[0, 0]
+        disagreement = quality.disagreement(y, *wanted)
+        if disagreement <= settings.doubt:
+            return wanted, disagreement
+        estimate, checked = wanted
+        again = estimate_kernel(y, self.kernel_size, searches=AGAIN).to(self.y)
+        better = least_bad(y[judged_window(y, self.kernel_size)], torch.stack([estimate, again])) == 1
+        if not better or quality.disagreement(y, estimate, again) <= settings.doubt:
+            return [checked], disagreement
+        kernels["estimate"] = again
+        disagreement = quality.disagreement(y, again, checked)
+        return [again, checked] if disagreement <= settings.doubt else [again], disagreement
 
     def _enter(self, name, starts):
         """Draw inputs and networks for a stage; G_k starts at the mean of ``starts`` (n, h, w) if there are any."""

@@ -48,12 +48,7 @@ def test_kernel_is_found(picture, size, kernel_size, seed, noise, bound):
     score = similarity(found.numpy(), kernel)
     assert score > bound
     assert score > similarity(flat, kernel) + 0.1
-
-
-def test_kernel_has_the_orientation_of_the_forward_model():
-    _, kernel, y = blurred("camera", 160, 11, 5)
-    found = estimate_kernel(y, (11, 11)).numpy()
-    assert similarity(found, kernel) > similarity(found[::-1, ::-1], kernel) + 0.05
+    assert score > similarity(found.numpy()[::-1, ::-1], kernel) + 0.05  # that of the forward model
 
 
 @pytest.mark.parametrize("inverted", [False, True])
@@ -73,13 +68,17 @@ def test_kernel_of_a_page_of_text(inverted):
     assert scores[0] > max(0.85, scores[1] + 0.1)
 
 
-def test_more_starts_find_a_large_kernel():
-    _, kernel, y = blurred("coffee", 320, 55, 103)
-    scores = []
-    for starts in (1, 8):
-        found = initial.coarse_to_fine_kernels(y, (55, 55), [{}], starts=starts, kept=1)
-        scores.append(similarity(found[0].numpy(), kernel))
-    assert scores[1] > max(0.85, scores[0] + 0.1)
+def test_many_starts_and_a_finer_scale_find_a_large_kernel():
+    _, kernel, y = blurred("camera", 255, 31, 17, 1e-3)
+    found = [
+        initial.coarse_to_fine_kernels(
+            y, (31, 31), [{"gradient_weight": 1e-2}], coarsest=coarsest, starts=starts, kept=1
+        )[0]
+        for coarsest, starts in ((9, 8), (9, 1), (5, 8))
+    ]
+    scores = [similarity(other.numpy(), kernel) for other in found]
+    assert scores[0] > max(0.85, max(scores[1:]) + 0.1)
+    assert initial.least_bad(torch.from_numpy(y).float(), torch.stack(found)) == 0
 
 
 def test_the_background_is_the_level_that_most_pixels_are_near():
@@ -104,10 +103,11 @@ def test_a_kernel_that_does_nothing_comes_last(monkeypatch):
     point[5, 5] = 1
     kernels = torch.stack([torch.from_numpy(kernel).float(), point])
     monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size: [(size, kernel_size)])
-    monkeypatch.setattr(initial, "_starts", lambda size, count, device: kernels)
-    monkeypatch.setattr(initial, "free_energy", lambda y, kernel: -kernel.amax((-2, -1)))
+    monkeypatch.setattr(initial, "_starts", lambda *args: kernels)
+    monkeypatch.setattr(initial, "free_energy", lambda y, kernel, **effort: -kernel.amax((-2, -1)))
     found = initial.coarse_to_fine_kernels(y, (11, 11), [{}], kept=2, steps=0)
     assert [initial.extent(k) < initial.POINT for k in found] == [False, True]
+    assert initial.least_bad(torch.from_numpy(y).float(), kernels) == 0
 
 
 def test_kernels_of_a_setting_that_are_equal_but_for_a_shift_count_once():
@@ -135,17 +135,24 @@ def test_several_kernels_at_once_are_as_each_alone():
     assert free_energy(y, kernels).tolist() == pytest.approx(energies, rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [(5, 5), (3, 7), (1, 5), (1, 1)])
-def test_starts(size):
-    kernels = initial._starts(size, 6, "cpu")
-    assert kernels.shape == (6 if min(size) > 1 else 2, *size)
+@pytest.mark.parametrize("kernel_size", [(5, 5), (3, 5), (1, 5), (1, 1), (9, 7)])
+def test_starts(kernel_size):
+    def starts(size, count):
+        return initial._starts(size, kernel_size, count, np.random.default_rng(0))
+
+    kernels = starts((40, 50), 6)
+    assert kernels.shape == (6 if min(kernel_size) > 1 else 2, *kernel_size)
     assert torch.allclose(kernels.sum((1, 2)), torch.ones(len(kernels)))
-    assert torch.equal(kernels[:1], initial._starts(size, 1, "cpu"))
+    assert torch.equal(kernels[:1], starts((40, 50), 1))
+    pair = kernels[0].max() == 0.5 or min(kernel_size) == 1 and kernels[0].max() == 1
+    assert pair == (max(kernel_size) <= initial.COARSEST_KERNEL)
+    assert len(starts((300, 400), 6)) == 2
+    assert len(starts((3000, 4000), 6)) == 1
 
 
 def test_oblong_images_and_kernels():
     _, _, y = blurred("camera", 128, 13, 4)
-    found = estimate_kernel(y[:100], (13, 9), starts=2, kept=1)
+    found = estimate_kernel(y[:100], (13, 9), starts=2)
     assert found.shape == (13, 9)
     assert deconvolve(y[:100], found).shape == (112, 136)
 
