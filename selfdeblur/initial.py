@@ -60,6 +60,9 @@ AGAIN = ({"coarsest": 9, "kept": 3, "seed": 2}, {"coarsest": 13, "kept": 2, "see
 FINE = {"kernel_steps": 20, "rounds": 10, "steps": 10}
 COARSE = {"kernel_steps": 12, "rounds": 5, "steps": 6}
 
+# In a photograph one pixel in a hundred has a steeper gradient than this, even blurred by 75 pixels.
+USUAL_GRADIENT = 0.016
+
 # Kernels of a setting are the same if their normalised correlation is above this.
 SAME = 0.98
 
@@ -152,6 +155,7 @@ def coarse_to_fine_kernels(
         ``gradient_weight``, by default 4e-3: cost of one pixel with a gradient,
         in squared grey levels of the 0..1 range. It falls by a tenth at every
         step, not below 1e-4, so the first images keep only the strongest edges.
+        Where gradients are weaker than USUAL_GRADIENT, as on a slide, it is less by the square.
         ``kernel_weight``, by default 0.15: cost of the kernel's sum of squares,
         against the squared error of the gradients summed over the image, as a
         share of the sum of squared gradients of y at full scale. So contrast
@@ -189,7 +193,8 @@ def coarse_to_fine_kernels(
     every = _sizes(y.shape, kernel_size)
     sizes = every[: max(sum(max(k_size) >= coarsest for _, k_size in every), 3)]
     skipped = steps * (len(every) - len(sizes))
-    weights = [_weight_after(options.get("gradient_weight", 4e-3), skipped) for options in settings]
+    contrast = min(float(_quantile(gradients(y).abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
+    weights = [_weight_after(contrast * options.get("gradient_weight", 4e-3), skipped) for options in settings]
     rng = np.random.Generator(np.random.PCG64(seed))
     pool = {number: _starts(*sizes[-1], starts, rng).to(y.device) for number in range(len(settings))}
     for level in reversed(range(len(sizes))):
@@ -538,9 +543,13 @@ def _geometric(first, ratio, end):
 
 def background(y):
     """Grey level that the background of y (H, W) would have: its 5 % or 95 % quantile, that nearer to the median."""
-    ordered = y.flatten().sort().values
-    dark, middle, bright = (float(ordered[round(share * (len(ordered) - 1))]) for share in (0.05, 0.5, 0.95))
+    dark, middle, bright = _quantile(y, (0.05, 0.5, 0.95)).tolist()
     return dark if middle - dark < bright - middle else bright
+
+
+def _quantile(values, shares):
+    ordered = values.flatten().sort().values
+    return ordered[(torch.tensor(shares, dtype=torch.float64) * (len(ordered) - 1)).round().long().to(values.device)]
 
 
 def _extend_periodically(y, kernel_size):

@@ -81,6 +81,16 @@ def test_many_starts_and_a_finer_scale_find_a_large_kernel():
     assert initial.least_bad(torch.from_numpy(y).float(), torch.stack(found)) == 0
 
 
+def test_weak_contrast_does_not_hide_the_kernel():
+    _, kernel, y = blurred("astronaut", 160, 15, 2)
+    scores = []
+    for contrast in (1, 0.1):
+        faint = torch.from_numpy(0.4 + contrast * (y - 0.4)).float()
+        found = initial.coarse_to_fine_kernels(faint, (15, 15), [{}], starts=4, kept=1)
+        scores.append(similarity(found[0].numpy(), kernel))
+    assert min(scores) > 0.8
+
+
 def test_the_background_is_the_level_that_most_pixels_are_near():
     y = torch.full((20, 20), 0.9)
     y[:5] = 0.2
