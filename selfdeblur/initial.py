@@ -48,8 +48,8 @@ SETTINGS = (
 # that many have more than START_PIXELS in all.
 STARTS, START_PIXELS = 12, 250_000
 
-# Searches: the size of kernel from which each starts, and how many kernels it keeps. A kernel of five pixels is too coarse
-# to tell some kernels apart, and what is lost there does not come back; a start from nine pixels costs ten times as much.
+# Searches: the size of kernel from which each starts, and how many it keeps. Five pixels are too few to tell some kernels
+# apart, and what is lost there does not come back; a start from nine pixels costs ten times as much.
 SEARCHES = ({"coarsest": 5, "kept": 4}, {"coarsest": 9, "kept": 2, "seed": 1})
 
 # Where the result is doubtful, once more, with other starts.
@@ -104,9 +104,7 @@ class _Blur:
         return self._crop(x_spectrum * self.spectrum(y).conj(), self.kernel_size)
 
 
-def estimate_kernel(
-    y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, starts=STARTS, rounds=2, powers=POWERS
-):
+def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, starts=STARTS, rounds=2, powers=POWERS):
     """Estimate the kernel that blurred an image: searches that need no truth, and a refinement.
 
     Parameters
@@ -636,10 +634,10 @@ def _odd(n):
 
 
 def _starts(size, kernel_size, count, rng):
-    """Kernels (n, h, w) to start a search from at a scale with images of ``size``, all drawn as camera shakes.
+    """Kernels (n, h, w), drawn as camera shakes, to start a search from at a scale with images of ``size``.
 
-    At the coarsest scale the first two are two neighbouring pixels, horizontal and vertical; where a side is 1 there are
-    no others. There are at most ``count``, and fewer, but one at least, if that many images have more than START_PIXELS.
+    Of up to five pixels the first two are two neighbouring pixels, horizontal and vertical; where a side is 1 there are
+    no others. There are at most ``count``; fewer, but one at least, if so many images have more than START_PIXELS.
     """
     count = max(min(count, START_PIXELS // math.prod(size)), 1)
     row, column = (n // 2 for n in kernel_size)

@@ -154,7 +154,7 @@ def test_starts(kernel_size):
     assert kernels.shape == (6 if min(kernel_size) > 1 else 2, *kernel_size)
     assert torch.allclose(kernels.sum((1, 2)), torch.ones(len(kernels)))
     assert torch.equal(kernels[:1], starts((40, 50), 1))
-    pair = kernels[0].max() == 0.5 or min(kernel_size) == 1 and kernels[0].max() == 1
+    pair = kernels[0].max() == 0.5 or (min(kernel_size) == 1 and kernels[0].max() == 1)
     assert pair == (max(kernel_size) <= initial.COARSEST_KERNEL)
     assert len(starts((300, 400), 6)) == 2
     assert len(starts((3000, 4000), 6)) == 1
