@@ -48,8 +48,8 @@ SETTINGS = (
 # that many have more than START_PIXELS in all.
 STARTS, START_PIXELS = 12, 250_000
 
-# Searches: the size of kernel from which each starts, and how many it keeps. Five pixels are too few to tell some kernels
-# apart, and what is lost there does not come back; a start from nine pixels costs ten times as much.
+# Searches: the size of kernel from which each starts, and how many it keeps. Five pixels are too few to tell some
+# kernels apart, and what is lost there does not come back; a start from nine pixels costs ten times as much.
 SEARCHES = ({"coarsest": 5, "kept": 4}, {"coarsest": 9, "kept": 2, "seed": 1})
 
 # Where the result is doubtful, once more, with other starts.

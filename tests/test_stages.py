@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from networks import KernelGenerator
-from selfdeblur import UserError, deblur, load_model, quality
+from selfdeblur import UserError, deblur, initial, load_model, quality, solver
 from selfdeblur.benchmarks import LEVIN
 from selfdeblur.cli import benchmark_main
 from selfdeblur.initial import busiest_window, deconvolve
@@ -69,8 +69,9 @@ def test_kernel_generator_starts_at_a_kernel():
     assert (net(z)[0, 0] - kernel).abs().max() < 1e-4
 
 
-def test_a_stage_starts_where_it_is_told(picture):
+def test_a_stage_starts_where_it_is_told(picture, monkeypatch):
     _, _, y = blurred(picture, 48, 5, 1)
+    monkeypatch.setattr(solver, "least_bad", lambda y, kernels: 0)  # another search would find nothing better
     for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
         settings = make_settings("fast", num_iter=6)
         stages = [dict(stage) for stage in settings.stages]
@@ -84,6 +85,38 @@ def test_a_stage_starts_where_it_is_told(picture):
         for channel, source in zip(run.z_x[0], sources, strict=True):
             assert torch.equal(channel, deconvolve(y, run.kernels[source]).clamp(0, 1))
         assert run.G_x.scales[0].down[0].in_channels == len(sources)
+
+
+def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch):
+    _, true, y = blurred(picture, 128, 13, 4)
+    wrong, worse = true.flip(0), torch.full_like(true, 1 / true.numel())
+    run = Run(y[None, None], (13, 13), make_settings("fast"))
+    settings = run.stages["guided"]
+
+    def agreed(estimate, checked, again):
+        calls = []
+
+        def search(y, size, **how):
+            calls.append(how)
+            return again
+
+        monkeypatch.setattr(solver, "estimate_kernel", search)
+        kernels = {"estimate": estimate, "check": checked}
+        wanted, disagreement = run._agreed(kernels, settings)
+        assert calls == ([] if again is None else [{"searches": initial.AGAIN}])
+        return wanted, kernels["estimate"], disagreement > settings.doubt
+
+    for given, wanted, estimate, doubtful in (
+        ((true, true, None), [true, true], true, False),
+        ((wrong, true, worse), [true], wrong, True),
+        ((wrong, worse, wrong), [worse], wrong, True),
+        ((wrong, worse, true), [true], true, True),
+        ((wrong, true, true), [true, true], true, False),
+    ):
+        outcome = agreed(*given)
+        assert outcome[2] == doubtful
+        assert torch.equal(outcome[1], estimate)
+        assert torch.equal(torch.stack(outcome[0]), torch.stack(wanted))
 
 
 @pytest.mark.parametrize(("preset", "stop"), [("fast", 1), ("fast", 3), ("fast", 4), ("fast", 5), ("best", 5)])
