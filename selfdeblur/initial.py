@@ -44,8 +44,8 @@ SETTINGS = (
     {"gradient_weight": 2e-2, "background": True},
 )
 
-# What becomes of a large kernel depends on where it starts. There are STARTS where the image is small, and fewer where
-# that many have more than START_PIXELS in all.
+# What becomes of a large kernel depends on where it starts. A setting has STARTS where the image is small, and fewer
+# where so many have more pixels than START_PIXELS and than half of the image at full scale.
 STARTS, START_PIXELS = 12, 250_000
 
 # Searches: the size of kernel from which each starts, and how many it keeps. Five pixels are too few to tell some
@@ -60,7 +60,8 @@ AGAIN = ({"coarsest": 9, "kept": 3, "seed": 2}, {"coarsest": 13, "kept": 2, "see
 FINE = {"kernel_steps": 20, "rounds": 10, "steps": 10}
 COARSE = {"kernel_steps": 12, "rounds": 5, "steps": 6}
 
-# In a photograph one pixel in a hundred has a steeper gradient than this, even blurred by 75 pixels.
+# In a photograph, even blurred by 75 pixels, one gradient in a hundred is larger than this. Where it is smaller, the
+# weight of gradients falls with its square.
 USUAL_GRADIENT = 0.016
 
 # Kernels of a setting are the same if their normalised correlation is above this.
@@ -153,7 +154,7 @@ def coarse_to_fine_kernels(
         ``gradient_weight``, by default 4e-3: cost of one pixel with a gradient,
         in squared grey levels of the 0..1 range. It falls by a tenth at every
         step, not below 1e-4, so the first images keep only the strongest edges.
-        Where gradients are weaker than USUAL_GRADIENT, as on a slide, it is less by the square.
+        In an image of little contrast, as of a slide, it is less, see USUAL_GRADIENT.
         ``kernel_weight``, by default 0.15: cost of the kernel's sum of squares,
         against the squared error of the gradients summed over the image, as a
         share of the sum of squared gradients of y at full scale. So contrast
@@ -163,7 +164,9 @@ def coarse_to_fine_kernels(
     coarsest : int
         The scale to start at is the coarsest one with a kernel of at least so many pixels, or the third finest.
     starts : int
-        Kernels that each setting has there, fewer if the image is large: see `_starts`.
+        Kernels that each setting has there; fewer, but one at least, if so many images have too many pixels, see
+        START_PIXELS. Of up to five pixels the first two are pairs of pixels, horizontal and vertical; the others are
+        drawn as camera shakes.
     kept : int
         Kernels at full scale and at the one before it; 2^(1/4) times as many at each coarser one. Those of one setting
         differ.
@@ -194,7 +197,8 @@ def coarse_to_fine_kernels(
     contrast = min(float(_quantile(gradients(y).abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
     weights = [_weight_after(contrast * options.get("gradient_weight", 4e-3), skipped) for options in settings]
     rng = np.random.Generator(np.random.PCG64(seed))
-    pool = {number: _starts(*sizes[-1], starts, rng).to(y.device) for number in range(len(settings))}
+    count = max(min(starts, max(START_PIXELS, y.numel() // 2) // math.prod(sizes[-1][0])), 1)
+    pool = {number: _starts(sizes[-1][1], count, rng).to(y.device) for number in range(len(settings))}
     for level in reversed(range(len(sizes))):
         size, k_size = sizes[level]
         scaled = _shrink(y, size) if level else y
@@ -633,20 +637,15 @@ def _odd(n):
     return max(2 * round((n - 1) / 2) + 1, 3)
 
 
-def _starts(size, kernel_size, count, rng):
-    """Kernels (n, h, w), drawn as camera shakes, to start a search from at a scale with images of ``size``.
-
-    Of up to five pixels the first two are two neighbouring pixels, horizontal and vertical; where a side is 1 there are
-    no others. There are at most ``count``; fewer, but one at least, if so many images have more than START_PIXELS.
-    """
-    count = max(min(count, START_PIXELS // math.prod(size)), 1)
-    row, column = (n // 2 for n in kernel_size)
-    pairs = torch.zeros(2, *kernel_size)
+def _starts(size, count, rng):
+    """Kernels (n, h, w) to start a search from, see `coarse_to_fine_kernels`; pairs of pixels alone if a side is 1."""
+    row, column = (n // 2 for n in size)
+    pairs = torch.zeros(2, *size)
     pairs[:, row, column] = pairs[0, row, column - 1] = pairs[1, row - 1, column] = 0.5
-    flat = min(kernel_size) == 1
-    kernels = list(pairs) if flat or max(kernel_size) <= COARSEST_KERNEL else []
+    flat = min(size) == 1
+    kernels = list(pairs) if flat or max(size) <= COARSEST_KERNEL else []
     if not flat:
-        kernels += [torch.from_numpy(camera_shake_kernel(kernel_size, rng=rng)).float() for _ in range(count)]
+        kernels += [torch.from_numpy(camera_shake_kernel(size, rng=rng)).float() for _ in range(count)]
     kernels = torch.stack(kernels[:count])
     return kernels / kernels.sum((1, 2), keepdim=True)
 

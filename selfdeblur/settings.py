@@ -55,8 +55,8 @@ class Settings:
         `selfdeblur.initial`. Of two the mean is taken, unless the first is
         doubtful, see ``doubt``. Empty: as it is drawn.
     doubt : float
-        The first of two kernels is left out if `selfdeblur.quality.disagreement`
-        of the two is larger than this.
+        If `selfdeblur.quality.disagreement` of two kernels is larger than this,
+        another search follows, and one kernel may be left out, see `Run._agreed`.
     guided : bool
         G_x sees the images that `selfdeblur.initial.deconvolve` finds with these
         kernels, one channel for each, instead of noise.

@@ -145,19 +145,31 @@ def test_several_kernels_at_once_are_as_each_alone():
     assert free_energy(y, kernels).tolist() == pytest.approx(energies, rel=1e-4)
 
 
-@pytest.mark.parametrize("kernel_size", [(5, 5), (3, 5), (1, 5), (1, 1), (9, 7)])
-def test_starts(kernel_size):
-    def starts(size, count):
-        return initial._starts(size, kernel_size, count, np.random.default_rng(0))
-
-    kernels = starts((40, 50), 6)
-    assert kernels.shape == (6 if min(kernel_size) > 1 else 2, *kernel_size)
+@pytest.mark.parametrize("size", [(5, 5), (3, 5), (1, 5), (1, 1), (9, 7)])
+def test_starts(size):
+    kernels = initial._starts(size, 6, np.random.default_rng(0))
+    assert kernels.shape == (6 if min(size) > 1 else 2, *size)
     assert torch.allclose(kernels.sum((1, 2)), torch.ones(len(kernels)))
-    assert torch.equal(kernels[:1], starts((40, 50), 1))
-    pair = kernels[0].max() == 0.5 or (min(kernel_size) == 1 and kernels[0].max() == 1)
-    assert pair == (max(kernel_size) <= initial.COARSEST_KERNEL)
-    assert len(starts((300, 400), 6)) == 2
-    assert len(starts((3000, 4000), 6)) == 1
+    assert torch.equal(kernels[:1], initial._starts(size, 1, np.random.default_rng(0)))
+    pair = kernels[0].max() == 0.5 or (min(size) == 1 and kernels[0].max() == 1)
+    assert pair == (max(size) <= initial.COARSEST_KERNEL)
+
+
+@pytest.mark.parametrize(("side", "count"), [(100, 12), (200, 6), (600, 1), (1000, 2)])
+def test_fewer_starts_on_large_images(side, count, monkeypatch):
+    counts = []
+
+    def stop(size, count, rng):
+        counts.append(count)
+        raise StopIteration
+
+    monkeypatch.setattr(initial, "_starts", stop)
+    monkeypatch.setattr(
+        initial, "_sizes", lambda size, kernel_size: [((side // 2,) * 2 if side == 1000 else size, kernel_size)]
+    )
+    with pytest.raises(StopIteration):
+        initial.coarse_to_fine_kernels(torch.rand(side, side), (5, 5))
+    assert counts == [count]
 
 
 def test_oblong_images_and_kernels():
