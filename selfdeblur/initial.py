@@ -117,7 +117,8 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, sta
     settings, starts
         As in `coarse_to_fine_kernels`.
     searches : sequence of dict
-        Arguments of a search each. Of the kernels that they find that of least
+        Arguments of a search each; of several that would start at the same scale
+        only the first is made. Of the kernels that they find that of least
         `free_energy` is refined.
     rounds : int
         Rounds of `refine_kernel` for the best kernel found.
@@ -132,7 +133,8 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, sta
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     part = y[judged_window(y, kernel_size)]
-    found = [coarse_to_fine_kernels(y, kernel_size, settings, starts=starts, **search)[0] for search in searches]
+    searches = {len(_sizes(y.shape, kernel_size, search["coarsest"])): search for search in reversed(searches)}
+    found = [coarse_to_fine_kernels(y, kernel_size, settings, starts=starts, **s)[0] for s in searches.values()]
     kernel = refine_kernel(y, found[least_bad(part, torch.stack(found))], rounds=rounds)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
@@ -191,9 +193,8 @@ def coarse_to_fine_kernels(
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     energy, level_of_background = gradients(y).square().sum(), background(y)
-    every = _sizes(y.shape, kernel_size)
-    sizes = every[: max(sum(max(k_size) >= coarsest for _, k_size in every), 3)]
-    skipped = steps * (len(every) - len(sizes))
+    sizes = _sizes(y.shape, kernel_size, coarsest)
+    skipped = steps * (len(_sizes(y.shape, kernel_size)) - len(sizes))
     contrast = min(float(_quantile(gradients(y).abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
     weights = [_weight_after(contrast * options.get("gradient_weight", 4e-3), skipped) for options in settings]
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -487,15 +488,18 @@ def fit_kernel(blur, y, x, kernel, *, weight, steps):
     return kernel
 
 
-def _sizes(size, kernel_size):
-    """Sizes of image and kernel, finest first, down to a kernel of about 5 pixels or an image of about 30."""
+def _sizes(size, kernel_size, coarsest=COARSEST_KERNEL):
+    """Sizes of image and kernel, finest first, down to a kernel of about 5 pixels or an image of about 30.
+
+    Of the fourth and the later ones only those with a kernel of at least ``coarsest`` pixels.
+    """
     sizes, scale = [(tuple(size), tuple(kernel_size))], 1.0
     while max(sizes[-1][1]) > COARSEST_KERNEL:
         scale /= PYRAMID_RATIO
         if min(size) * scale <= COARSEST_IMAGE:
             break
         sizes.append((tuple(round(n * scale) for n in size), tuple(_odd(n * scale) for n in kernel_size)))
-    return sizes
+    return sizes[: max(sum(max(k_size) >= coarsest for _, k_size in sizes), 3)]
 
 
 class _FewGradients:

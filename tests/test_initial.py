@@ -112,7 +112,7 @@ def test_a_kernel_that_does_nothing_comes_last(monkeypatch):
     point = torch.zeros(11, 11)
     point[5, 5] = 1
     kernels = torch.stack([torch.from_numpy(kernel).float(), point])
-    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size: [(size, kernel_size)])
+    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size, coarsest=5: [(size, kernel_size)])
     monkeypatch.setattr(initial, "_starts", lambda *args: kernels)
     monkeypatch.setattr(initial, "free_energy", lambda y, kernel, **effort: -kernel.amax((-2, -1)))
     found = initial.coarse_to_fine_kernels(y, (11, 11), [{}], kept=2, steps=0)
@@ -165,11 +165,22 @@ def test_fewer_starts_on_large_images(side, count, monkeypatch):
 
     monkeypatch.setattr(initial, "_starts", stop)
     monkeypatch.setattr(
-        initial, "_sizes", lambda size, kernel_size: [((side // 2,) * 2 if side == 1000 else size, kernel_size)]
+        initial,
+        "_sizes",
+        lambda size, kernel_size, coarsest=5: [((side // 2,) * 2 if side == 1000 else size, kernel_size)],
     )
     with pytest.raises(StopIteration):
         initial.coarse_to_fine_kernels(torch.rand(side, side), (5, 5))
     assert counts == [count]
+
+
+@pytest.mark.parametrize(("kernel_size", "coarsest"), [(11, [5]), (13, [5, 9]), (31, [5, 9])])
+def test_searches_from_one_scale_are_made_once(kernel_size, coarsest, monkeypatch):
+    calls, point = [], torch.zeros(1, kernel_size, kernel_size)
+    point[:, kernel_size // 2, kernel_size // 2] = 1
+    monkeypatch.setattr(initial, "coarse_to_fine_kernels", lambda *args, **how: calls.append(how["coarsest"]) or point)
+    estimate_kernel(torch.rand(200, 200), (kernel_size, kernel_size), rounds=0)
+    assert sorted(calls) == coarsest
 
 
 def test_oblong_images_and_kernels():
