@@ -50,7 +50,7 @@ STARTS, START_PIXELS = 12, 250_000
 
 # Searches: the size of kernel from which each starts, and how many it keeps. Five pixels are too few to tell some
 # kernels apart, and what is lost there does not come back; a start from nine pixels costs ten times as much.
-SEARCHES = ({"coarsest": 5, "kept": 4}, {"coarsest": 9, "kept": 2, "seed": 1})
+SEARCHES = ({"coarsest": COARSEST_KERNEL, "kept": 4}, {"coarsest": 9, "kept": 2, "seed": 1})
 
 # Where the result is doubtful, once more, with other starts.
 AGAIN = ({"coarsest": 9, "kept": 3, "seed": 2}, {"coarsest": 13, "kept": 2, "seed": 3})
@@ -117,7 +117,7 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, sta
     settings, starts
         As in `coarse_to_fine_kernels`.
     searches : sequence of dict
-        Arguments of a search each; of several that would start at the same scale
+        Arguments of a search each, ``coarsest`` among them; of several that would start at the same scale
         only the first is made. Of the kernels that they find that of least
         `free_energy` is refined.
     rounds : int
@@ -132,13 +132,12 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, sta
         Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    part = y[judged_window(y, kernel_size)]
     searches = {len(_sizes(y.shape, kernel_size, search["coarsest"])): search for search in reversed(searches)}
     found = [coarse_to_fine_kernels(y, kernel_size, settings, starts=starts, **s)[0] for s in searches.values()]
-    kernel = refine_kernel(y, found[least_bad(part, torch.stack(found))], rounds=rounds)
+    kernel = refine_kernel(y, found[least_bad(y, torch.stack(found))], rounds=rounds)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
-    return lifted[free_energy(part, lifted).argmin()]
+    return lifted[free_energy(y[judged_window(y, kernel_size)], lifted).argmin()]
 
 
 def coarse_to_fine_kernels(
@@ -192,10 +191,11 @@ def coarse_to_fine_kernels(
     and the projection on the simplex removes weak noise by itself.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    energy, level_of_background = gradients(y).square().sum(), background(y)
+    differences, level_of_background = gradients(y), background(y)
+    energy = differences.square().sum()
     sizes = _sizes(y.shape, kernel_size, coarsest)
     skipped = steps * (len(_sizes(y.shape, kernel_size)) - len(sizes))
-    contrast = min(float(_quantile(gradients(y).abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
+    contrast = min(float(_quantile(differences.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
     weights = [_weight_after(contrast * options.get("gradient_weight", 4e-3), skipped) for options in settings]
     rng = np.random.Generator(np.random.PCG64(seed))
     count = max(min(starts, max(START_PIXELS, y.numel() // 2) // math.prod(sizes[-1][0])), 1)
@@ -229,8 +229,11 @@ def _weight_after(weight, steps):
 
 
 def least_bad(y, kernels):
-    """Index of the kernel (n, h, w) of least `free_energy`, leaving aside those next to a point if others are there."""
-    badness = _badness(y, kernels, FINE)
+    """Index of the kernel (n, h, w) that explains y (H, W) best, by `free_energy` on what `judged_window` takes.
+
+    One next to a point is taken only where there are no others.
+    """
+    badness = _badness(y[judged_window(y, kernels.shape[1:])], kernels, FINE)
     return badness.index(min(badness))
 
 

@@ -12,7 +12,7 @@ import torch
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur import quality
 from selfdeblur.forward import blur, blur_plain, centre
-from selfdeblur.initial import AGAIN, busiest_window, deconvolve, estimate_kernel, judged_window, least_bad
+from selfdeblur.initial import AGAIN, busiest_window, deconvolve, estimate_kernel, least_bad
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 from selfdeblur.precision import arithmetic, generator_type
 
@@ -99,7 +99,7 @@ class Run:
             return wanted, disagreement
         estimate, checked = wanted
         again = estimate_kernel(y, self.kernel_size, searches=AGAIN).to(self.y)
-        better = least_bad(y[judged_window(y, self.kernel_size)], torch.stack([estimate, again])) == 1
+        better = least_bad(y, torch.stack([estimate, again])) == 1
         if not better or quality.disagreement(y, estimate, again) <= settings.doubt:
             return [checked], disagreement
         kernels["estimate"] = again
