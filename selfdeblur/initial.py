@@ -101,8 +101,8 @@ class _Blur:
         return self._crop(self.spectrum(y) * k_spectrum, self.sharp_size)
 
     def transpose_in_k(self, y, x_spectrum):
-        """What `forward` with a fixed image becomes when it is transposed: (H, W) to the kernel's size."""
-        return self._crop(x_spectrum * self.spectrum(y).conj(), self.kernel_size)
+        """What `forward` of images (..., C, h, w) with one kernel becomes when transposed: (..., C, H, W) to a kernel."""
+        return self._crop((x_spectrum * self.spectrum(y).conj()).sum(-3), self.kernel_size)
 
 
 def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, starts=STARTS, rounds=2, powers=POWERS):
@@ -134,7 +134,7 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, sta
     y = torch.as_tensor(y, dtype=torch.float32)
     searches = {len(_sizes(y.shape, kernel_size, search["coarsest"])): search for search in reversed(searches)}
     found = [coarse_to_fine_kernels(y, kernel_size, settings, starts=starts, **s)[0] for s in searches.values()]
-    kernel = refine_kernel(y, found[least_bad(y, torch.stack(found))], rounds=rounds)
+    kernel = refine_kernel(y, min(found, key=_first)[1], rounds=rounds)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
     return lifted[free_energy(y[judged_window(y, kernel_size)], lifted).argmin()]
@@ -178,9 +178,9 @@ def coarse_to_fine_kernels(
 
     Returns
     -------
-    tensor of float32, (n, h, w)
-        At most ``kept`` kernels as `estimate_kernel` returns them, that of least
-        free energy first; those that are next to a point are last.
+    list of ((bool, float), tensor of float32 (h, w))
+        At most ``kept`` kernels as `estimate_kernel` returns them. Before each, whether it is next to a point, and its
+        `free_energy`; least first, so those that are next to a point are last.
 
     Notes
     -----
@@ -219,9 +219,13 @@ def coarse_to_fine_kernels(
                     )
                 found += zip(_badness(part, some, effort), [number] * len(some), some, strict=True)
         weights = [_weight_after(weight, steps) for weight in weights]
-        best = _distinct(sorted(found, key=lambda entry: entry[0]), round(kept * 2 ** (max(level - 1, 0) / 4)))
-        pool = {n: torch.stack([kernel for m, kernel in best if m == n]) for n in dict(best)}
-    return torch.stack([_centre(kernel) for _, kernel in best])
+        best = _distinct(sorted(found, key=_first), round(kept * 2 ** (max(level - 1, 0) / 4)))
+        pool = {n: torch.stack([kernel for _, m, kernel in best if m == n]) for _, n, _ in best}
+    return [(badness, _centre(kernel)) for badness, _, kernel in best]
+
+
+def _first(entry):
+    return entry[0]
 
 
 def _weight_after(weight, steps):
@@ -244,11 +248,11 @@ def _badness(y, kernels, effort):
 
 
 def _distinct(found, count):
-    """The first ``count`` of (badness, setting, kernel), as (setting, kernel), less what equals an earlier one."""
+    """The first ``count`` of (badness, setting, kernel), less what equals an earlier one of its setting."""
     best = []
-    for _, number, kernel in found:
-        if all(number != other or _similarity(kernel, earlier) <= SAME for other, earlier in best):
-            best.append((number, kernel))
+    for badness, number, kernel in found:
+        if all(number != other or _similarity(kernel, earlier) <= SAME for _, other, earlier in best):
+            best.append((badness, number, kernel))
         if len(best) == count:
             break
     return best
@@ -468,12 +472,12 @@ def fit_kernel(blur, y, x, kernel, *, weight, steps):
 
     def matrix(k):
         k_spectrum = blur.spectrum(k)[..., None, :, :]
-        return blur.transpose_in_k(blur.forward(x_spectrum, k_spectrum), x_spectrum).sum(-3) + weight * k
+        return blur.transpose_in_k(blur.forward(x_spectrum, k_spectrum), x_spectrum) + weight * k
 
     def norm(k):
         return k.square().sum((-2, -1), keepdim=True).sqrt()
 
-    right_side = blur.transpose_in_k(y, x_spectrum).sum(-3)
+    right_side = blur.transpose_in_k(y, x_spectrum)
     direction = kernel / norm(kernel)
     for _ in range(8):
         product = matrix(direction)
@@ -512,11 +516,10 @@ class _FewGradients:
         self.blurry_size, self.kernel_size, self.background = y.shape, kernel_size, background
         self.y = _extend_periodically(y, kernel_size)
         self.y_spectrum = torch.fft.rfft2(self.y)
-        rows = torch.fft.fftfreq(self.y.shape[0], device=y.device)[:, None]
-        columns = torch.fft.rfftfreq(self.y.shape[1], device=y.device)[None]
-        self.right = torch.exp(2j * math.pi * columns) - 1
-        self.down = torch.exp(2j * math.pi * rows) - 1
-        self.laplacian = self.right.abs() ** 2 + self.down.abs() ** 2
+        rows = torch.fft.fftfreq(self.y.shape[0], dtype=y.dtype, device=y.device)[:, None]
+        columns = torch.fft.rfftfreq(self.y.shape[1], dtype=y.dtype, device=y.device)[None]
+        # Spectrum of the operator that sends an image to minus its Laplacian of forward differences.
+        self.laplacian = 4 * (torch.sin(math.pi * rows) ** 2 + torch.sin(math.pi * columns) ** 2)
 
     def __call__(self, kernel, weight, background):
         """Sharp images on the padded grid for blurs (..., h, w); ``weight`` is the cost of a pixel with a gradient."""
@@ -536,11 +539,12 @@ class _FewGradients:
 
     def _few_gradients(self, x, data, power, weight, growth):
         for beta in _geometric(2 * weight, growth, 1e5):
-            right, down = x.roll(-1, -1) - x, x.roll(-1, -2) - x
-            weak = right**2 + down**2 < weight / beta
-            right, down = right.masked_fill(weak, 0), down.masked_fill(weak, 0)
-            sparse = self.right.conj() * torch.fft.rfft2(right) + self.down.conj() * torch.fft.rfft2(down)
-            x = torch.fft.irfft2((data + beta * sparse) / (power + beta * self.laplacian), s=self.y.shape)
+            right, down = x.roll(-1, -1).sub_(x), x.roll(-1, -2).sub_(x)
+            strong = (right.square() + down.square() >= weight / beta).to(x.dtype)
+            right, down = right.mul_(strong), down.mul_(strong)
+            sparse = (right.roll(1, -1) - right).add_(down.roll(1, -2)).sub_(down)
+            spectrum = torch.add(data, torch.fft.rfft2(sparse), alpha=beta)
+            x = torch.fft.irfft2(spectrum.mul_((power + beta * self.laplacian).reciprocal_()), s=self.y.shape)
         return x
 
 

@@ -99,10 +99,10 @@ def ringing(y, kernel):
     return float((x - x.clamp(0, 1)).square().mean().sqrt() / y.std().clamp(min=1e-3))
 
 
-def disagreement(y, first, second):
-    """How much the sharp images that two kernels give differ at large, in shares of the blurry image's contrast.
+def disagreement(y, first, second, size):
+    """How much two sharp images of one blurry image differ at large, in shares of the blurry image's contrast.
 
-    Both images are low-passed, because fine detail differs for small errors of
+    The images are those that two kernels give. They are low-passed, because fine detail differs for small errors of
     a kernel already, while ghosts and halos show that one of them is wrong. A
     shift between the two, which means nothing, is taken out to first order.
 
@@ -110,8 +110,10 @@ def disagreement(y, first, second):
     ----------
     y : tensor (H, W)
         Blurry image, 0..1.
-    first, second : tensor (h, w)
-        Kernels, correlation sense.
+    first, second : tensor (H + h - 1, W + w - 1)
+        What `selfdeblur.initial.deconvolve` makes of y with either kernel.
+    size : (int, int)
+        Size (h, w) of the kernels.
 
     Returns
     -------
@@ -119,10 +121,9 @@ def disagreement(y, first, second):
         Root mean square of the difference, border aside, over the standard
         deviation of y.
     """
-    size = first.shape
     sigma = max(max(size) * SHARE, LEAST)
     taps = gaussian(sigma, min(max(round(3 * sigma), 1), min(y.shape) // 4), y)
-    one, two = (_low_pass(deconvolve(y, kernel), taps, size) for kernel in (first, second))
+    one, two = (_low_pass(x, taps, size) for x in (first, second))
     mean = (one + two) / 2
     shifts = torch.stack([(mean[1:-1, 2:] - mean[1:-1, :-2]).flatten(), (mean[2:, 1:-1] - mean[:-2, 1:-1]).flatten()])
     difference = (one - two)[1:-1, 1:-1].flatten()

@@ -80,42 +80,56 @@ class Run:
         settings = self.stages[name]
         if "estimate" in settings.kernel_from and "estimate" not in kernels:
             kernels["estimate"] = estimate_kernel(self.y[0, 0], self.kernel_size).to(self.y)
-        wanted, disagreement = self._agreed(kernels, settings)
-        self._enter(name, torch.stack(wanted) if wanted else None)
+        wanted, guides, disagreement = self._agreed(kernels, settings)
+        self._enter(name, torch.stack(wanted) if wanted else None, guides)
         self.kernels, self.images, self.disagreement = kernels, images, disagreement
 
     def _agreed(self, kernels, settings):
-        """Those of the kernels of ``settings.kernel_from`` to go on with, and by how much two of them disagree.
+        """Those of the kernels of ``settings.kernel_from`` to go on with, the images deconvolved with them where these
+        were needed, and by how much two of the kernels disagree.
 
         Where they do, the estimate may be wrong, and the stage that started at it with it: another search follows, and
         if what it finds explains y better it takes the estimate's place, else the stage's kernel goes on alone.
         """
         wanted = [kernels[source] for source in settings.kernel_from]
         if len(wanted) < 2:
-            return wanted, self.disagreement
+            return wanted, None, self.disagreement
         y = self.y[0, 0]
-        disagreement = quality.disagreement(y, *wanted)
-        if disagreement <= settings.doubt:
-            return wanted, disagreement
-        estimate, checked = wanted
-        again = estimate_kernel(y, self.kernel_size, searches=AGAIN).to(self.y)
-        better = least_bad(y, torch.stack([estimate, again])) == 1
-        if not better or quality.disagreement(y, estimate, again) <= settings.doubt:
-            return [checked], disagreement
-        kernels["estimate"] = again
-        disagreement = quality.disagreement(y, again, checked)
-        return [again, checked] if disagreement <= settings.doubt else [again], disagreement
 
-    def _enter(self, name, starts):
-        """Draw inputs and networks for a stage; G_k starts at the mean of ``starts`` (n, h, w) if there are any."""
+        def differ(*images):
+            return quality.disagreement(y, *images, self.kernel_size)
+
+        old, checked = images = [deconvolve(y, kernel) for kernel in wanted]
+        disagreement = differ(old, checked)
+        if disagreement <= settings.doubt:
+            return wanted, images, disagreement
+        estimate, check = wanted
+        again = estimate_kernel(y, self.kernel_size, searches=AGAIN).to(self.y)
+        new = deconvolve(y, again)
+        better = least_bad(y, torch.stack([estimate, again])) == 1
+        if not better or differ(old, new) <= settings.doubt:
+            return [check], [checked], disagreement
+        kernels["estimate"] = again
+        disagreement = differ(new, checked)
+        if disagreement <= settings.doubt:
+            return [again, check], [new, checked], disagreement
+        return [again], [new], disagreement
+
+    def _enter(self, name, starts, guides=None):
+        """Draw inputs and networks for a stage; G_k starts at the mean of ``starts`` (n, h, w) if there are any.
+
+        ``guides``, if they are there already, are y deconvolved with each of them.
+        """
         settings, like = self.stages[name], self.y
         if settings.window:
             rows, columns = busiest_window(like[0, 0], settings.window)
             like = like[..., rows, columns].contiguous()
+            guides = None
         rng = torch.Generator()
         z_x = draw_z_x(like.shape[-2:], self.kernel_size, seed=settings.seed, rng=rng).to(like)
         if settings.guided:
-            z_x = torch.stack([deconvolve(like[0, 0], kernel) for kernel in starts]).clamp(0, 1).to(like)[None]
+            guides = guides or [deconvolve(like[0, 0], kernel) for kernel in starts]
+            z_x = torch.stack(guides).clamp(0, 1).to(like)[None]
         z_k = draw_z_k(seed=settings.seed).to(like)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)

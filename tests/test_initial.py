@@ -64,7 +64,7 @@ def test_kernel_of_a_page_of_text(inverted):
     for background in (True, False):
         settings = [{"gradient_weight": 1e-2, "background": background}]
         found = initial.coarse_to_fine_kernels(y, (25, 25), settings, starts=1, kept=1)
-        scores.append(similarity(found[0].numpy(), kernel))
+        scores.append(similarity(found[0][1].numpy(), kernel))
     assert scores[0] > max(0.85, scores[1] + 0.1)
 
 
@@ -73,7 +73,7 @@ def test_many_starts_and_a_finer_scale_find_a_large_kernel():
     found = [
         initial.coarse_to_fine_kernels(
             y, (31, 31), [{"gradient_weight": 1e-2}], coarsest=coarsest, starts=starts, kept=1
-        )[0]
+        )[0][1]
         for coarsest, starts in ((9, 8), (9, 1), (5, 8))
     ]
     scores = [similarity(other.numpy(), kernel) for other in found]
@@ -87,7 +87,7 @@ def test_weak_contrast_does_not_hide_the_kernel():
     for contrast in (1, 0.1):
         faint = torch.from_numpy(0.4 + contrast * (y - 0.4)).float()
         found = initial.coarse_to_fine_kernels(faint, (15, 15), [{}], starts=4, kept=1)
-        scores.append(similarity(found[0].numpy(), kernel))
+        scores.append(similarity(found[0][1].numpy(), kernel))
     assert min(scores) > 0.8
 
 
@@ -116,7 +116,7 @@ def test_a_kernel_that_does_nothing_comes_last(monkeypatch):
     monkeypatch.setattr(initial, "_starts", lambda *args: kernels)
     monkeypatch.setattr(initial, "free_energy", lambda y, kernel, **effort: -kernel.amax((-2, -1)))
     found = initial.coarse_to_fine_kernels(y, (11, 11), [{}], kept=2, steps=0)
-    assert [initial.extent(k) < initial.POINT for k in found] == [False, True]
+    assert [initial.extent(k) < initial.POINT for _, k in found] == [False, True]
     assert initial.least_bad(torch.from_numpy(y).float(), kernels) == 0
 
 
@@ -125,7 +125,7 @@ def test_kernels_of_a_setting_that_are_equal_but_for_a_shift_count_once():
     one = torch.nn.functional.pad(one, (1, 1, 1, 1))
     other = torch.nn.functional.pad(other, (1, 1, 1, 1))
     found = [(0, 0, one), (1, 0, one.roll((1, -1), (0, 1))), (2, 1, one), (3, 0, other), (4, 1, other)]
-    assert [number for number, _ in initial._distinct(found, 3)] == [0, 1, 0]
+    assert [number for _, number, _ in initial._distinct(found, 3)] == [0, 1, 0]
 
 
 def test_several_kernels_at_once_are_as_each_alone():
@@ -176,9 +176,10 @@ def test_fewer_starts_on_large_images(side, count, monkeypatch):
 
 @pytest.mark.parametrize(("kernel_size", "coarsest"), [(11, [5]), (13, [5, 9]), (31, [5, 9])])
 def test_searches_from_one_scale_are_made_once(kernel_size, coarsest, monkeypatch):
-    calls, point = [], torch.zeros(1, kernel_size, kernel_size)
-    point[:, kernel_size // 2, kernel_size // 2] = 1
-    monkeypatch.setattr(initial, "coarse_to_fine_kernels", lambda *args, **how: calls.append(how["coarsest"]) or point)
+    calls, point = [], torch.zeros(kernel_size, kernel_size)
+    point[kernel_size // 2, kernel_size // 2] = 1
+    found = [((True, 0.0), point)]
+    monkeypatch.setattr(initial, "coarse_to_fine_kernels", lambda *args, **how: calls.append(how["coarsest"]) or found)
     estimate_kernel(torch.rand(200, 200), (kernel_size, kernel_size), rounds=0)
     assert sorted(calls) == coarsest
 

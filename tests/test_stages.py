@@ -102,7 +102,9 @@ def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch)
 
         monkeypatch.setattr(solver, "estimate_kernel", search)
         kernels = {"estimate": estimate, "check": checked}
-        wanted, disagreement = run._agreed(kernels, settings)
+        wanted, images, disagreement = run._agreed(kernels, settings)
+        for kernel, image in zip(wanted, images, strict=True):
+            assert torch.equal(image, deconvolve(y, kernel))
         assert calls == ([] if again is None else [{"searches": initial.AGAIN}])
         return wanted, kernels["estimate"], disagreement > settings.doubt
 
@@ -178,11 +180,13 @@ def test_busiest_window():
 
 def test_disagreement_sees_wrong_kernels_and_no_shifts(picture):
     _, kernel, y = blurred(picture, 80, 11, 2)
-    assert quality.disagreement(y, kernel, kernel) < 1e-6
+    x = deconvolve(y, kernel)
+    assert quality.disagreement(y, x, x, (11, 11)) < 1e-6
     inner = torch.nn.functional.pad(kernel, (1, 1, 1, 1))
     shifted = inner.roll((1, 0), (0, 1))
     wrong = torch.nn.functional.pad(kernel.flip(0, 1), (1, 1, 1, 1))
-    near, far = quality.disagreement(y, inner, shifted), quality.disagreement(y, inner, wrong)
+    x = deconvolve(y, inner)
+    near, far = (quality.disagreement(y, x, deconvolve(y, other), (13, 13)) for other in (shifted, wrong))
     assert near < quality.DOUBT
     assert far > 3 * near
 
