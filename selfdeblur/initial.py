@@ -101,7 +101,7 @@ class _Blur:
         return self._crop(self.spectrum(y) * k_spectrum, self.sharp_size)
 
     def transpose_in_k(self, y, x_spectrum):
-        """What `forward` of images (..., C, h, w) with one kernel becomes when transposed: (..., C, H, W) to a kernel."""
+        """What `forward` of C images by one kernel becomes when it is transposed: (..., C, H, W) to (..., h, w)."""
         return self._crop((x_spectrum * self.spectrum(y).conj()).sum(-3), self.kernel_size)
 
 
