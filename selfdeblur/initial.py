@@ -289,13 +289,20 @@ def refine_kernel(y, kernel, *, rounds=2, kernel_weight=0.7, kernel_steps=20):
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
-    y_gradients = gradients(y)
-    weight = kernel_weight * y_gradients.square().sum()
-    blur = _Blur(y_gradients.shape[-2:], kernel.shape)
     for _ in range(rounds):
-        x_gradients = gradients(deconvolve(y, kernel))
-        kernel = fit_kernel(blur, y_gradients, x_gradients, kernel, weight=weight, steps=kernel_steps)
+        kernel = kernel_between(y, deconvolve(y, kernel), kernel, kernel_weight=kernel_weight, steps=kernel_steps)
     return _centre(kernel)
+
+
+def kernel_between(y, x, kernel, *, kernel_weight=0.2, steps=20):
+    """The least squares kernel from a sharp image x (H + h - 1, W + w - 1) to the blurry image y (H, W), of gradients.
+
+    ``kernel`` (h, w) is where to start; ``kernel_weight`` is as in `coarse_to_fine_kernels`. Where x is what a network
+    made, its errors are of no one kernel's making, and less weight will do than in `refine_kernel`.
+    """
+    y = gradients(y)
+    weight = kernel_weight * y.square().sum()
+    return fit_kernel(_Blur(y.shape[-2:], kernel.shape), y, gradients(x), kernel, weight=weight, steps=steps)
 
 
 def free_energy(y, kernel, *, rounds=10, steps=10):

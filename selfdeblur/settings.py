@@ -62,7 +62,9 @@ class Settings:
         kernels, one channel for each, instead of noise.
     mean_with : str or None
         The image is the mean of G_x(z_x) and of that of this earlier stage, both
-        on all of y: what two fits have wrong is only partly the same.
+        on all of y: what two fits have wrong is only partly the same. "deconvolved":
+        instead of a stage's, the image that `selfdeblur.initial.deconvolve` finds with
+        the least squares kernel from G_x(z_x) to y.
     window : int or None
         The stage fits only a square of y of at most this side, the one with the
         most structure: enough to find the kernel, which is the same everywhere.
@@ -164,7 +166,8 @@ PRESETS = {
     ),
     "fast": (
         "no part of the paper: a classical estimate of the kernel, checked against a short fit of thin networks that "
-        "start at it, then a short fit whose image generator sees the images deconvolved with both kernels",
+        "start at it, then a short fit whose image generator sees the images deconvolved with both kernels; the result "
+        "is the mean of its image and of one deconvolved with a kernel fitted to it",
         {
             "num_iter": 360,
             "stages": (
@@ -173,11 +176,11 @@ PRESETS = {
                     "num_iter": 240,
                     "mse_steps": 0,
                     "lr_kernel": 5e-4,
-                    "channels": (32,) * 4,
+                    "channels": (16, 32, 32, 32),
                     "kernel_from": ("estimate",),
                     "window": 320,
                 },
-                GUIDED,
+                {**GUIDED, "channels": (16, 32, 32), "mean_with": "deconvolved"},
             ),
             "non_local": False,
             "milestones": (),

@@ -12,9 +12,12 @@ import torch
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur import quality
 from selfdeblur.forward import blur, blur_plain, centre
-from selfdeblur.initial import AGAIN, busiest_window, deconvolve, estimate_kernel, least_bad
+from selfdeblur.initial import AGAIN, busiest_window, deconvolve, estimate_kernel, kernel_between, least_bad
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 from selfdeblur.precision import arithmetic, generator_type
+
+# Where `Settings.mean_with` names this instead of a stage, the mean is with an image that is deconvolved at the end.
+DECONVOLVED = "deconvolved"
 
 Z_CHANNELS, Z_FEATURES, Z_SCALE = 8, 200, 0.1
 
@@ -62,7 +65,7 @@ class Run:
         self.losses = torch.zeros(settings.num_iter, dtype=y.dtype, device=y.device)
         self.stages = settings.each_stage()
         self.kernels, self.images, self.disagreement, self.steps_done, self.slowed = {}, {}, None, 0, 0
-        self.stage, self.stage_end = "", 0
+        self.stage, self.stage_end, self.deconvolved_at = "", 0, None
         first = next(iter(self.stages))
         if not self.stages[first].kernel_from:  # else it takes seconds and is left for the first step
             self._enter(first, None)
@@ -231,9 +234,20 @@ class Run:
         """The image and G_k(z_k), without the noise of the steps, so the networks alone give the result again."""
         with self.arithmetic(), generator_type(self.settings.precision, self.y.device):
             x = self.G_x(self.z_x)
-        if (other := self.stages[self.stage].mean_with) is not None:
-            x = (x + self.images[other]) / 2
-        return x, self.kernel if self.kernel is not None else self.G_k(self.z_k)
+        k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
+        if (other := self.stages[self.stage].mean_with) == DECONVOLVED:
+            self._deconvolve_again(x[0, 0], k[0, 0])
+        return x if other is None else (x + self.images[other]) / 2, k
+
+    def _deconvolve_again(self, x, k):
+        """Keep as the image DECONVOLVED that of y for the least squares kernel from G_x's image x.
+
+        A fit of both at once leaves the kernel behind: on most images this one is better.
+        """
+        if self.deconvolved_at != self.steps_done:
+            y = self.y[0, 0]
+            self.images[DECONVOLVED] = deconvolve(y, kernel_between(y, x, k)).clamp(0, 1).to(y)
+            self.deconvolved_at = self.steps_done
 
     def result(self):
         """The image (H, W), the centre of G_x(z_x) or of a mean, and the kernel (h, w), G_k(z_k), both on the CPU."""
@@ -253,6 +267,7 @@ class Run:
     def image_state(self):
         """What `models` needs: the state of G_x, what it sees in a guided stage as ``guide``, and, where the image is a
         mean, the other part of it as ``other``."""
+        self._outputs()
         state, settings = self.G_x.state_dict(), self.stages[self.stage]
         if settings.guided:
             state["guide"] = self.z_x
@@ -266,7 +281,7 @@ class Run:
             "stage": self.stage,
             "stage_begin": self.stage_begin,
             "kernels": {name: kernel.cpu() for name, kernel in self.kernels.items()},
-            "images": {name: image.cpu() for name, image in self.images.items()},
+            "images": {name: image.cpu() for name, image in self.images.items() if name != DECONVOLVED},
             "disagreement": self.disagreement,
             "kernel_starts": None if self.kernel_starts is None else self.kernel_starts.cpu(),
             "steps_done": self.steps_done,
@@ -285,7 +300,7 @@ class Run:
         self._enter(state["stage"], None if starts is None else starts.to(self.y))
         self.kernels = {name: kernel.to(self.y) for name, kernel in state["kernels"].items()}
         self.images = {name: image.to(self.y) for name, image in state["images"].items()}
-        self.disagreement, self.steps_done = state["disagreement"], state["steps_done"]
+        self.disagreement, self.steps_done, self.deconvolved_at = state["disagreement"], state["steps_done"], None
         self.losses[: self.steps_done] = state["losses"]
         self.slowed = state["slowed"]
         self.rng.set_state(state["rng"])

@@ -150,6 +150,24 @@ def test_an_image_is_the_mean_of_two_stages(picture):
     assert torch.equal(run.result()[0], (first + second) / 2)
 
 
+def test_an_image_is_the_mean_with_a_deconvolved_one(picture):
+    _, _, y = blurred(picture, 64, 7, 1)
+    run = finish(short_run("fast", y, 7))
+    with torch.no_grad():
+        x = run.G_x(run.z_x)[0, 0]
+    kernel = initial.kernel_between(y, x, run.G_k(run.z_k)[0, 0].detach())
+    expected = (x + deconvolve(y, kernel).clamp(0, 1)) / 2
+    assert torch.equal(run.result()[0], expected[3:-3, 3:-3])
+    assert torch.equal(run.image_state()["other"], deconvolve(y, kernel).clamp(0, 1))
+
+
+def test_the_kernel_between_two_images(picture):
+    x, true, y = blurred(picture, 64, 7, 1)
+    start = torch.full_like(true, 1 / true.numel())
+    found = initial.kernel_between(y, x, start, kernel_weight=0, steps=200)
+    assert (found - true).abs().max() < 0.01 * true.max()
+
+
 def test_a_window_is_fitted_alone(picture):
     _, _, y = blurred(picture, 64, 5, 1)
     settings = make_settings("fast", num_iter=6)
