@@ -91,8 +91,9 @@ class Run:
         """Those of the kernels of ``settings.kernel_from`` to go on with, the images deconvolved with them where these
         were needed, and by how much two of the kernels disagree.
 
-        Where they do, the estimate may be wrong, and the stage that started at it with it: another search follows, and
-        if what it finds explains y better it takes the estimate's place, else the stage's kernel goes on alone.
+        Where they do, the estimate may be wrong, and the stage that started at it with it: another search follows. If
+        it finds another kernel, and one that explains y better or agrees with the stage's, that takes the estimate's
+        place; else the stage's kernel goes on alone.
         """
         wanted = [kernels[source] for source in settings.kernel_from]
         if len(wanted) < 2:
@@ -110,13 +111,14 @@ class Run:
         again = estimate_kernel(y, self.kernel_size, searches=AGAIN).to(self.y)
         new = deconvolve(y, again)
         better = least_bad(y, torch.stack([estimate, again])) == 1
-        if not better or differ(old, new) <= settings.doubt:
+        left = differ(new, checked)
+        agrees = left <= settings.doubt
+        if differ(old, new) <= settings.doubt or not (better or agrees):
             return [check], [checked], disagreement
         kernels["estimate"] = again
-        disagreement = differ(new, checked)
-        if disagreement <= settings.doubt:
-            return [again, check], [new, checked], disagreement
-        return [again], [new], disagreement
+        if not agrees:
+            return [again], [new], left
+        return [again, check], [new, checked], left if better else disagreement
 
     def _enter(self, name, starts, guides=None):
         """Draw inputs and networks for a stage; G_k starts at the mean of ``starts`` (n, h, w) if there are any.

@@ -114,6 +114,13 @@ def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch)
         ((wrong, worse, wrong), [worse], wrong, True),
         ((wrong, worse, true), [true], true, True),
         ((wrong, true, true), [true, true], true, False),
+        (
+            (true, wrong, wrong),
+            [wrong, wrong],
+            wrong,
+            True,
+        ),  # two of three, but they explain y worse
+        ((true, wrong, worse), [wrong], true, True),
     ):
         outcome = agreed(*given)
         assert outcome[2] == doubtful
