@@ -169,11 +169,11 @@ PRESETS = {
         "start at it, then a short fit whose image generator sees the images deconvolved with both kernels; the result "
         "is the mean of its image and of one deconvolved with a kernel fitted to it",
         {
-            "num_iter": 360,
+            "num_iter": 440,
             "stages": (
                 {
                     "name": "check",
-                    "num_iter": 240,
+                    "num_iter": 320,
                     "mse_steps": 0,
                     "lr_kernel": 5e-4,
                     "channels": (16, 32, 32, 32),
