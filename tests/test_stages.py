@@ -114,12 +114,8 @@ def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch)
         ((wrong, worse, wrong), [worse], wrong, True),
         ((wrong, worse, true), [true], true, True),
         ((wrong, true, true), [true, true], true, False),
-        (
-            (true, wrong, wrong),
-            [wrong, wrong],
-            wrong,
-            True,
-        ),  # two of three, but they explain y worse
+        # Two of three agree, but explain y worse.
+        ((true, wrong, wrong), [wrong, wrong], wrong, True),
         ((true, wrong, worse), [wrong], true, True),
     ):
         outcome = agreed(*given)
