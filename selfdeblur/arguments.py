@@ -1,6 +1,7 @@
 """What all command lines share: both spellings of an option, one line for a mistake."""
 
 import argparse
+import os
 import sys
 
 from selfdeblur.errors import StoppedError, UserError
@@ -38,7 +39,12 @@ def _underscored(arg):
 def guarded(main):
     """Return the exit status of ``main()``; a `UserError` becomes one line on standard error and status 2."""
     try:
-        return main()
+        status = main()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough; what is left must not fail again on exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -43,6 +43,28 @@ def finish(step, run):
         step()
 
 
+def assert_same_step(run, other, step, tolerance):
+    """From the same parameters two runs came to the same loss and gradient."""
+    assert run.losses[step].item() == pytest.approx(other.losses[step].item(), rel=tolerance)
+    for a, b in zip((run.G_x, run.G_k), (other.G_x, other.G_k), strict=True):
+        one, two = (torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]) for net in (a, b))
+        assert (one - two).norm() <= 10 * tolerance * one.norm()
+
+
+@torch.no_grad()
+def take_over(run, other):
+    """Put the parameters and Adam's moments of a run in the places of another's.
+
+    Sums on a GPU are not taken in the same order twice, and Adam's first steps have the size of the learning rate
+    whatever the size of the gradient: without this, two runs part within three steps.
+    """
+    for a, b in zip(run.optimiser.param_groups, other.optimiser.param_groups, strict=True):
+        for p, q in zip(a["params"], b["params"], strict=True):
+            q.copy_(p)
+            for name, value in run.optimiser.state[p].items():
+                other.optimiser.state[q][name].copy_(value)
+
+
 def same(a, b):
     assert torch.equal(a.losses, b.losses)
     assert torch.equal(a.rng.get_state(), b.rng.get_state())
@@ -331,17 +353,16 @@ def test_cuda_graphs_equal_the_solver_s_steps(name, precision):
     settings = make_settings(**SETTINGS[name].as_dict() | {"precision": precision})
     run, other = (make_run(settings, image(200, 220), (9, 9), "cuda") for _ in range(2))
     fixed = FixedStep(other, NoiseSources())
-    for _ in range(settings.num_iter):
+    tolerance = 1e-3 if precision == "float32" else 1e-2
+    for step in range(settings.num_iter):
         run.step()
         fixed.step()
-    fixed.settle()
+        fixed.settle()
+        assert_same_step(run, other, step, tolerance)
+        take_over(run, other)
     assert FixedStep.recordable
     if settings.num_iter > 2:
         assert fixed.play != fixed._compute
-    # Sums on a GPU are not taken in the same order twice, and Adam makes much of small differences.
-    assert torch.allclose(run.losses[:3], other.losses[:3], rtol=1e-2)
-    assert torch.allclose(run.losses, other.losses, rtol=0.2)
-    assert torch.isfinite(other.losses).all()
     fixed.close()
 
 
@@ -366,5 +387,5 @@ def test_cuda_runs_side_by_side_do_not_disturb_each_other():
         step.close()
     for run, single in zip(runs, singles, strict=True):
         assert torch.equal(run.rng.get_state(), single.rng.get_state())
-        assert torch.allclose(run.losses[:10], single.losses[:10], rtol=0.05)
+        assert torch.allclose(run.losses[:3], single.losses[:3], rtol=0.02)
         assert run.losses[-10:].mean().item() == pytest.approx(single.losses[-10:].mean().item(), rel=0.3)

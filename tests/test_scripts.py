@@ -34,6 +34,16 @@ def levin(folder, *arguments, **options):
     )  # fmt: skip
 
 
+def test_a_reader_that_stops_early_is_no_error():
+    command = [sys.executable, "-c", "import sys; from selfdeblur.arguments import guarded\n"
+               "sys.exit(guarded(lambda: print('line\\n' * 100_000)))"]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def mistake(process):
     """The one line of a user's mistake."""
     assert process.returncode == 2, process.stderr
