@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
 from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur.losses import gaussian
 
 PYRAMID_RATIO = 2**0.5
 COARSEST_IMAGE, COARSEST_KERNEL = 30, 5
@@ -72,6 +73,10 @@ AT_A_TIME = 1 << 21
 
 # A kernel of less `extent` is next to a point. Camera shakes have 0.13 to 0.35; twice too large a size halves it.
 POINT = 0.045
+
+# The kernels of two fits by networks are told apart by the sum of the free energies of y and of y smoothed so much, in
+# pixels: the one takes noise that a kernel was fitted to for detail, the other likes a kernel that is too wide.
+FIT_SMOOTHINGS = (0.0, 1.5)
 
 # Kernels are judged on the part of a large image with the most structure, of this many pixels a side or of this many
 # times the kernel's size.
@@ -232,18 +237,20 @@ def _weight_after(weight, steps):
     return max(weight / 1.1**steps, 1e-4)
 
 
-def least_bad(y, kernels):
+def least_bad(y, kernels, smoothings=(0.0,)):
     """Index of the kernel (n, h, w) that explains y (H, W) best, by `free_energy` on what `judged_window` takes.
 
-    One next to a point is taken only where there are no others.
+    With several smoothings it is the sum of the free energies. One next to a point is taken only where there are no
+    others.
     """
-    badness = _badness(y[judged_window(y, kernels.shape[1:])], kernels, FINE)
+    badness = _badness(y[judged_window(y, kernels.shape[1:])], kernels, FINE, smoothings)
     return badness.index(min(badness))
 
 
-def _badness(y, kernels, effort):
+def _badness(y, kernels, effort, smoothings=(0.0,)):
     """What kernels (n, h, w) are ordered by: one next to a point, which explains any image, comes after all others."""
-    energies = free_energy(y, kernels, rounds=effort["rounds"], steps=effort["steps"])
+    how = {"rounds": effort["rounds"], "steps": effort["steps"]}
+    energies = sum(free_energy(y, kernels, smoothing=smoothing, **how) for smoothing in smoothings)
     return [(extent(kernel) < POINT, energy) for kernel, energy in zip(kernels, energies.tolist(), strict=True)]
 
 
@@ -305,7 +312,7 @@ def kernel_between(y, x, kernel, *, kernel_weight=0.2, steps=20):
     return fit_kernel(_Blur(y.shape[-2:], kernel.shape), y, gradients(x), kernel, weight=weight, steps=steps)
 
 
-def free_energy(y, kernel, *, rounds=10, steps=10):
+def free_energy(y, kernel, *, rounds=10, steps=10, smoothing=0.0):
     """How badly a kernel explains the blurry image when all sharp images are weighed, not only the best one.
 
     The variational bound of sparse Bayesian deconvolution, see Wipf and Zhang,
@@ -322,6 +329,9 @@ def free_energy(y, kernel, *, rounds=10, steps=10):
         Kernels to judge.
     rounds, steps : int
         Times the variances are renewed; conjugate gradient steps for each.
+    smoothing : float
+        Standard deviation, in pixels, of a Gaussian that y is smoothed with
+        first, so that noise and the finest detail do not count.
 
     Returns
     -------
@@ -329,6 +339,8 @@ def free_energy(y, kernel, *, rounds=10, steps=10):
         Lower is better; comparable among kernels of one size for one image.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
+    if smoothing:
+        y = smooth(y, smoothing)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
     noise = 1e-5 + 2 * noise_level(y) ** 2
     y = gradients(y)
@@ -350,6 +362,12 @@ def free_energy(y, kernel, *, rounds=10, steps=10):
         variance = (x**2 + spread).clamp(min=1e-10)
     error = (y - blur.forward(blur.spectrum(x), k_spectrum)).square().sum((-3, -2, -1)) / noise
     return error + (x**2 / variance + (variance / spread).log()).sum((-3, -2, -1))
+
+
+def smooth(x, sigma):
+    """The valid part of an image (H, W) under a Gaussian of a standard deviation in pixels."""
+    taps = gaussian(sigma, min(max(round(3 * sigma), 1), min(x.shape) // 4), x)
+    return F.conv2d(F.conv2d(x[None, None], taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[0, 0]
 
 
 def judged_window(y, kernel_size):

@@ -12,7 +12,15 @@ import torch
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur import quality
 from selfdeblur.forward import blur, blur_plain, centre
-from selfdeblur.initial import AGAIN, busiest_window, deconvolve, estimate_kernel, kernel_between, least_bad
+from selfdeblur.initial import (
+    AGAIN,
+    FIT_SMOOTHINGS,
+    busiest_window,
+    deconvolve,
+    estimate_kernel,
+    kernel_between,
+    least_bad,
+)
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 from selfdeblur.precision import arithmetic, generator_type
 
@@ -91,9 +99,11 @@ class Run:
         """Those of the kernels of ``settings.kernel_from`` to go on with, the images deconvolved with them where these
         were needed, and by how much two of the kernels disagree.
 
-        Where they do, the estimate may be wrong, and the stage that started at it with it: another search follows. If
-        it finds another kernel, and one that explains y better or agrees with the stage's, that takes the estimate's
-        place; else the stage's kernel goes on alone.
+        The estimate may be wrong, and the stage that started at it with it. If ``settings.rival``, a stage that did
+        not, is far from that and explains y better, its kernel goes on alone. If estimate and stage differ, the stage's
+        goes on alone where the rival agrees with it; else another search follows. If that finds another kernel, and one
+        that explains y better or agrees with the stage's, it takes the estimate's place; else, too, the stage's goes on
+        alone.
         """
         wanted = [kernels[source] for source in settings.kernel_from]
         if len(wanted) < 2:
@@ -105,9 +115,17 @@ class Run:
 
         old, checked = images = [deconvolve(y, kernel) for kernel in wanted]
         disagreement = differ(old, checked)
+        estimate, check = wanted
+        if settings.rival:
+            rival = kernels[settings.rival]
+            rivals = deconvolve(y, rival)
+            apart = differ(checked, rivals)
+            if apart > quality.WRONG and least_bad(y, torch.stack([check, rival]), smoothings=FIT_SMOOTHINGS) == 1:
+                return [rival], [rivals], apart
+            if apart <= settings.doubt < disagreement:
+                return [check], [checked], apart
         if disagreement <= settings.doubt:
             return wanted, images, disagreement
-        estimate, check = wanted
         again = estimate_kernel(y, self.kernel_size, searches=AGAIN).to(self.y)
         new = deconvolve(y, again)
         better = least_bad(y, torch.stack([estimate, again])) == 1

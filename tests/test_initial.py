@@ -216,6 +216,17 @@ def test_free_energy_prefers_the_true_kernel():
         assert true < free_energy(y, wrong)
 
 
+def test_free_energy_of_a_smoothed_image():
+    _, kernel, y = blurred("camera", 100, 9, 3)
+    y, kernel = (torch.as_tensor(a, dtype=torch.float32) for a in (y, kernel))
+    smooth = torch.from_numpy(cv2.GaussianBlur(y.numpy(), (9, 9), 1.5)[4:-4, 4:-4])
+    assert torch.allclose(initial.smooth(y, 1.5), smooth, atol=1e-5)
+    assert float(free_energy(y, kernel, smoothing=1.5)) == pytest.approx(float(free_energy(smooth, kernel)), rel=1e-3)
+    kernels = torch.stack([kernel, kernel.roll(1, 0)])
+    both = [free_energy(y, kernels, smoothing=smoothing) for smoothing in (0.0, 1.5)]
+    assert initial.least_bad(y, kernels, smoothings=(0.0, 1.5)) == int(sum(both).argmin())
+
+
 def test_noise_level():
     noise = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
     assert noise_level(0.5 + 0.01 * noise) == pytest.approx(0.01, rel=0.05)

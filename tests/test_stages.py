@@ -1,5 +1,6 @@
 """Runs of several stages: the preset fast, and what judges a result without the sharp image."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -44,7 +45,7 @@ def test_steps_are_shared_out_in_proportion():
     half = make_settings("fast", num_iter=whole.num_iter // 2)
     for a, b in zip(whole.each_stage().values(), half.each_stage().values(), strict=True):
         assert b.num_iter == a.num_iter // 2
-    for number in (2, 3, 7, 361):
+    for number in (3, 4, 7, 361):
         assert sum(s.num_iter for s in make_settings("fast", num_iter=number).each_stage().values()) == number
 
 
@@ -71,13 +72,14 @@ def test_kernel_generator_starts_at_a_kernel():
 
 def test_a_stage_starts_where_it_is_told(picture, monkeypatch):
     _, _, y = blurred(picture, 48, 5, 1)
-    monkeypatch.setattr(solver, "least_bad", lambda y, kernels: 0)  # another search would find nothing better
+    # Another search, or the stage from scratch, finds nothing better.
+    monkeypatch.setattr(solver, "least_bad", lambda y, kernels, smoothings=None: 0)
     for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
         settings = make_settings("fast", num_iter=6)
         stages = [dict(stage) for stage in settings.stages]
-        stages[1]["doubt"] = doubt
+        stages[2]["doubt"] = doubt
         run = finish(Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages)))
-        assert list(run.stages) == ["check", "guided"]
+        assert list(run.stages) == ["scratch", "check", "guided"]
         assert torch.equal(run.kernel_starts, torch.stack([run.kernels[source] for source in sources]))
         assert not torch.equal(run.kernels["estimate"], run.kernels["check"])
         assert run.disagreement > 0
@@ -91,7 +93,7 @@ def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch)
     _, true, y = blurred(picture, 128, 13, 4)
     wrong, worse = true.flip(0), torch.full_like(true, 1 / true.numel())
     run = Run(y[None, None], (13, 13), make_settings("fast"))
-    settings = run.stages["guided"]
+    settings = dataclasses.replace(run.stages["guided"], rival=None)
 
     def agreed(estimate, checked, again):
         calls = []
@@ -122,6 +124,26 @@ def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch)
         assert outcome[2] == doubtful
         assert torch.equal(outcome[1], estimate)
         assert torch.equal(torch.stack(outcome[0]), torch.stack(wanted))
+
+
+def test_a_fit_from_scratch_tells_which_of_estimate_and_check_is_right(picture, monkeypatch):
+    _, true, y = blurred(picture, 128, 13, 4)
+    wrong = true.flip(0)
+    run = Run(y[None, None], (13, 13), make_settings("fast"))
+    settings = run.stages["guided"]
+    monkeypatch.setattr(solver, "estimate_kernel", lambda *_, **__: pytest.fail("another search"))
+    for estimate, check, scratch, wanted, doubtful in (
+        (true, true, true, [true, true], False),
+        # It failed, and explains y worse.
+        (true, true, wrong, [true, true], False),
+        (wrong, true, true, [true], False),
+        (wrong, wrong, true, [true], True),
+    ):
+        kernels = {"estimate": estimate, "check": check, "scratch": scratch}
+        starts, images, disagreement = run._agreed(kernels, settings)
+        assert torch.equal(torch.stack(starts), torch.stack(wanted))
+        assert torch.equal(torch.stack(images), torch.stack([deconvolve(y, kernel) for kernel in wanted]))
+        assert (disagreement > settings.doubt) == doubtful
 
 
 @pytest.mark.parametrize(("preset", "stop"), [("fast", 1), ("fast", 3), ("fast", 4), ("fast", 5), ("best", 5)])
@@ -281,7 +303,7 @@ def test_the_synthetic_benchmark_goes_on_where_it_was(tmp_path, monkeypatch, cap
 
     def short(y, size, **options):
         calls.append(y)
-        return deblur(y, size, num_iter=2, **options)
+        return deblur(y, size, num_iter=3, **options)
 
     monkeypatch.setattr(synthetic, "IMAGES", (("camera", 64, 5, 1),))
     monkeypatch.setattr(synthetic, "deblur", short)
