@@ -176,10 +176,10 @@ PRESETS = {
         "from scratch and from the estimate on, then a short fit whose image generator sees the images deconvolved "
         "with both kernels; the result is the mean of its image and of one deconvolved with a kernel fitted to it",
         {
-            "num_iter": 440,
+            "num_iter": 600,
             "stages": (
                 {"name": "scratch", **THIN},
-                {"name": "check", **THIN, "kernel_from": ("estimate",)},
+                {"name": "check", **THIN, "num_iter": 320, "kernel_from": ("estimate",)},
                 {**GUIDED, "channels": (16, 32, 32), "rival": "scratch", "mean_with": "deconvolved"},
             ),
             "non_local": False,
