@@ -59,7 +59,7 @@ class Settings:
         another search follows, and one kernel may be left out, see `Run._agreed`.
     rival : str or None
         A stage that knows nothing of the estimate. Its kernel takes the place of
-        the others if the last of them is too far from it and explains y worse.
+        the others if it is far from the last of them and explains y clearly better.
     guided : bool
         G_x sees the images that `selfdeblur.initial.deconvolve` finds with these
         kernels, one channel for each, instead of noise.

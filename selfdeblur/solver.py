@@ -14,8 +14,8 @@ from selfdeblur import quality
 from selfdeblur.forward import blur, blur_plain, centre
 from selfdeblur.initial import (
     AGAIN,
-    FIT_SMOOTHINGS,
     busiest_window,
+    clearly_better,
     deconvolve,
     estimate_kernel,
     kernel_between,
@@ -100,10 +100,10 @@ class Run:
         were needed, and by how much two of the kernels disagree.
 
         The estimate may be wrong, and the stage that started at it with it. If ``settings.rival``, a stage that did
-        not, is far from that and explains y better, its kernel goes on alone. If estimate and stage differ, the stage's
-        goes on alone where the rival agrees with it; else another search follows. If that finds another kernel, and one
-        that explains y better or agrees with the stage's, it takes the estimate's place; else, too, the stage's goes on
-        alone.
+        not, is far from that and explains y clearly better, its kernel goes on alone. If estimate and stage differ, the
+        stage's goes on alone where the rival agrees with it; else another search follows. If that finds another kernel,
+        and one that explains y better or agrees with the stage's, it takes the estimate's place; else, too, the stage's
+        goes on alone.
         """
         wanted = [kernels[source] for source in settings.kernel_from]
         if len(wanted) < 2:
@@ -120,7 +120,7 @@ class Run:
             rival = kernels[settings.rival]
             rivals = deconvolve(y, rival)
             apart = differ(checked, rivals)
-            if apart > quality.WRONG and least_bad(y, torch.stack([check, rival]), smoothings=FIT_SMOOTHINGS) == 1:
+            if apart > quality.WRONG and clearly_better(y, rival, check):
                 return [rival], [rivals], apart
             if apart <= settings.doubt < disagreement:
                 return [check], [checked], apart

@@ -222,9 +222,12 @@ def test_free_energy_of_a_smoothed_image():
     smooth = torch.from_numpy(cv2.GaussianBlur(y.numpy(), (9, 9), 1.5)[4:-4, 4:-4])
     assert torch.allclose(initial.smooth(y, 1.5), smooth, atol=1e-5)
     assert float(free_energy(y, kernel, smoothing=1.5)) == pytest.approx(float(free_energy(smooth, kernel)), rel=1e-3)
-    kernels = torch.stack([kernel, kernel.roll(1, 0)])
-    both = [free_energy(y, kernels, smoothing=smoothing) for smoothing in (0.0, 1.5)]
-    assert initial.least_bad(y, kernels, smoothings=(0.0, 1.5)) == int(sum(both).argmin())
+    wide, point = torch.full_like(kernel, 1 / kernel.numel()), torch.zeros_like(kernel)
+    point[4, 4] = 1
+    assert initial.clearly_better(y, kernel, wide)
+    assert not initial.clearly_better(y, wide, kernel)
+    assert not initial.clearly_better(y, kernel, kernel)
+    assert not initial.clearly_better(y, point, wide)
 
 
 def test_noise_level():

@@ -73,7 +73,8 @@ def test_kernel_generator_starts_at_a_kernel():
 def test_a_stage_starts_where_it_is_told(picture, monkeypatch):
     _, _, y = blurred(picture, 48, 5, 1)
     # Another search, or the stage from scratch, finds nothing better.
-    monkeypatch.setattr(solver, "least_bad", lambda y, kernels, smoothings=None: 0)
+    monkeypatch.setattr(solver, "least_bad", lambda y, kernels: 0)
+    monkeypatch.setattr(solver, "clearly_better", lambda y, kernel, other: False)
     for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
         settings = make_settings("fast", num_iter=6)
         stages = [dict(stage) for stage in settings.stages]
