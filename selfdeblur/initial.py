@@ -252,8 +252,8 @@ def clearly_better(y, kernel, other):
     if extent(kernel) < POINT:
         return False
     y, kernels = y[judged_window(y, kernel.shape)], torch.stack([kernel, other])
-    energy, others = sum(free_energy(y, kernels, smoothing=smoothing) for smoothing in FIT_SMOOTHINGS).tolist()
-    return energy < CLEARLY * others
+    energy, others_energy = sum(free_energy(y, kernels, smoothing=smoothing) for smoothing in FIT_SMOOTHINGS).tolist()
+    return energy < CLEARLY * others_energy
 
 
 def _badness(y, kernels, effort):

@@ -9,7 +9,7 @@ from selfdeblur.initial import POINT, deconvolve, extent, noise_level, smooth
 DOUBT = 0.035
 
 # And if by more than this, one of them is plainly wrong. Fits from scratch that found the kernel, but not to its finest
-# detail, differ by up to 0.08 from those that started at a good estimate; wrong ones by 0.15 and more.
+# detail, differ by up to 0.08 from those that started at a good estimate; most wrong ones by 0.15 and more.
 WRONG = 0.1
 
 # Images deconvolved with their true kernels leave the range by 0 to 0.035 of the contrast, with the kernel turned by 90

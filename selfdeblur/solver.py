@@ -118,10 +118,10 @@ class Run:
         estimate, check = wanted
         if settings.rival:
             rival = kernels[settings.rival]
-            rivals = deconvolve(y, rival)
-            apart = differ(checked, rivals)
+            rival_image = deconvolve(y, rival)
+            apart = differ(checked, rival_image)
             if apart > quality.WRONG and clearly_better(y, rival, check):
-                return [rival], [rivals], apart
+                return [rival], [rival_image], apart
             if apart <= settings.doubt < disagreement:
                 return [check], [checked], apart
         if disagreement <= settings.doubt:
