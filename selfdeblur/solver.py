@@ -99,11 +99,12 @@ class Run:
         """Those of the kernels of ``settings.kernel_from`` to go on with, the images deconvolved with them where these
         were needed, and by how much two of the kernels disagree.
 
-        The estimate may be wrong, and the stage that started at it with it. If ``settings.rival``, a stage that did
-        not, is far from that and explains y clearly better, its kernel goes on alone. If estimate and stage differ, the
-        stage's goes on alone where the rival agrees with it; else another search follows. If that finds another kernel,
-        and one that explains y better or agrees with the stage's, it takes the estimate's place; else, too, the stage's
-        goes on alone.
+        The estimate may be wrong, and the stage that started at it with it. So another search follows where these two
+        differ, but for when ``settings.rival``, a stage that did not start there, agrees with the stage's kernel, which
+        then goes on alone; and it follows where the rival is far from that kernel. If the search agrees with a rival
+        that is far, these two go on, and if not, such a rival alone if it explains y clearly better. Else three near
+        each other stand against the rival; else what the search found takes the estimate's place, if it explains y
+        better or agrees with the stage's kernel; else that goes on as it was, without the estimate where they differ.
         """
         wanted = [kernels[source] for source in settings.kernel_from]
         if len(wanted) < 2:
@@ -114,25 +115,33 @@ class Run:
             return quality.disagreement(y, *images, self.kernel_size)
 
         old, checked = images = [deconvolve(y, kernel) for kernel in wanted]
-        disagreement = differ(old, checked)
+        disagreement, far = differ(old, checked), False
+        agreed = disagreement <= settings.doubt
         estimate, check = wanted
         if settings.rival:
             rival = kernels[settings.rival]
             rival_image = deconvolve(y, rival)
             apart = differ(checked, rival_image)
-            if apart > quality.WRONG and clearly_better(y, rival, check):
-                return [rival], [rival_image], apart
-            if apart <= settings.doubt < disagreement:
+            far = apart > quality.WRONG
+            if apart <= settings.doubt and not agreed:
                 return [check], [checked], apart
-        if disagreement <= settings.doubt:
+        if agreed and not far:
             return wanted, images, disagreement
         again = estimate_kernel(y, self.kernel_size, searches=AGAIN).to(self.y)
         new = deconvolve(y, again)
-        better = least_bad(y, torch.stack([estimate, again])) == 1
         left = differ(new, checked)
+        if far:
+            if differ(new, rival_image) <= min(quality.WRONG, left):
+                kernels["estimate"] = again
+                return [again, rival], [new, rival_image], apart
+            if clearly_better(y, rival, check):
+                return [rival], [rival_image], apart
+            if agreed and left <= quality.WRONG:
+                return wanted, images, disagreement
+        better = least_bad(y, torch.stack([estimate, again])) == 1
         agrees = left <= settings.doubt
         if differ(old, new) <= settings.doubt or not (better or agrees):
-            return [check], [checked], disagreement
+            return (wanted, images, left) if agreed else ([check], [checked], disagreement)
         kernels["estimate"] = again
         if not agrees:
             return [again], [new], left

@@ -129,19 +129,33 @@ def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch)
 
 def test_a_fit_from_scratch_tells_which_of_estimate_and_check_is_right(picture, monkeypatch):
     _, true, y = blurred(picture, 128, 13, 4)
-    wrong = true.flip(0)
+    wrong, worse = true.flip(0), torch.full_like(true, 1 / true.numel())
     run = Run(y[None, None], (13, 13), make_settings("fast"))
     settings = run.stages["guided"]
-    monkeypatch.setattr(solver, "estimate_kernel", lambda *_, **__: pytest.fail("another search"))
-    for estimate, check, scratch, wanted, doubtful in (
-        (true, true, true, [true, true], False),
-        # It failed, and explains y worse.
-        (true, true, wrong, [true, true], False),
-        (wrong, true, true, [true], False),
-        (wrong, wrong, true, [true], True),
+    # What estimate, check, the fit from scratch and another search found, or None if there is to be none.
+    for estimate, check, scratch, again, wanted, doubtful in (
+        (true, true, true, None, [true, true], False),
+        (wrong, true, true, None, [true], False),
+        # It failed, and the other search is with estimate and check.
+        (true, true, wrong, true, [true, true], False),
+        # It is right, and the other search agrees or not.
+        (wrong, wrong, true, true, [true, true], True),
+        (wrong, wrong, true, worse, [true], True),
+        # It failed too, and what the other search finds is better than the estimate, or not.
+        (wrong, wrong, worse, true, [true], True),
+        (true, true, worse, wrong, [true, true], True),
+        (true, wrong, worse, true, [wrong], True),
     ):
+        calls = []
+
+        def search(y, size, *, again=again, calls=calls, **how):
+            calls.append(how)
+            return again
+
+        monkeypatch.setattr(solver, "estimate_kernel", search)
         kernels = {"estimate": estimate, "check": check, "scratch": scratch}
         starts, images, disagreement = run._agreed(kernels, settings)
+        assert calls == ([] if again is None else [{"searches": initial.AGAIN}])
         assert torch.equal(torch.stack(starts), torch.stack(wanted))
         assert torch.equal(torch.stack(images), torch.stack([deconvolve(y, kernel) for kernel in wanted]))
         assert (disagreement > settings.doubt) == doubtful
