@@ -77,7 +77,7 @@ POINT = 0.045
 # The kernels of two fits by networks are told apart by the sum of the free energies of y and of y smoothed so much, in
 # pixels: the one takes noise that a kernel was fitted to for detail, the other likes a kernel that is too wide. Of two
 # good ones, the coarser may have 4 % less of it; one that is right where the other is wrong has 12 % less or better.
-FIT_SMOOTHINGS, CLEARLY = (0.0, 1.5), 0.9
+FIT_SMOOTHING, CLEARLY = 1.5, 0.9
 
 # Kernels are judged on the part of a large image with the most structure, of this many pixels a side or of this many
 # times the kernel's size.
@@ -248,11 +248,12 @@ def least_bad(y, kernels):
 
 
 def clearly_better(y, kernel, other):
-    """Whether a fitted kernel (h, w) explains y (H, W) clearly better than another one, see FIT_SMOOTHINGS."""
+    """Whether a fitted kernel (h, w) explains y (H, W) clearly better than another one, see FIT_SMOOTHING."""
     if extent(kernel) < POINT:
         return False
     y, kernels = y[judged_window(y, kernel.shape)], torch.stack([kernel, other])
-    energy, others_energy = sum(free_energy(y, kernels, smoothing=smoothing) for smoothing in FIT_SMOOTHINGS).tolist()
+    energies = free_energy(y, kernels) + free_energy(smooth(y, FIT_SMOOTHING), kernels)
+    energy, others_energy = energies.tolist()
     return energy < CLEARLY * others_energy
 
 
@@ -320,7 +321,7 @@ def kernel_between(y, x, kernel, *, kernel_weight=0.2, steps=20):
     return fit_kernel(_Blur(y.shape[-2:], kernel.shape), y, gradients(x), kernel, weight=weight, steps=steps)
 
 
-def free_energy(y, kernel, *, rounds=10, steps=10, smoothing=0.0):
+def free_energy(y, kernel, *, rounds=10, steps=10):
     """How badly a kernel explains the blurry image when all sharp images are weighed, not only the best one.
 
     The variational bound of sparse Bayesian deconvolution, see Wipf and Zhang,
@@ -337,9 +338,6 @@ def free_energy(y, kernel, *, rounds=10, steps=10, smoothing=0.0):
         Kernels to judge.
     rounds, steps : int
         Times the variances are renewed; conjugate gradient steps for each.
-    smoothing : float
-        Standard deviation, in pixels, of a Gaussian that y is smoothed with
-        first, so that noise and the finest detail do not count.
 
     Returns
     -------
@@ -347,8 +345,6 @@ def free_energy(y, kernel, *, rounds=10, steps=10, smoothing=0.0):
         Lower is better; comparable among kernels of one size for one image.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    if smoothing:
-        y = smooth(y, smoothing)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
     noise = 1e-5 + 2 * noise_level(y) ** 2
     y = gradients(y)

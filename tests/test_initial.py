@@ -216,12 +216,15 @@ def test_free_energy_prefers_the_true_kernel():
         assert true < free_energy(y, wrong)
 
 
-def test_free_energy_of_a_smoothed_image():
-    _, kernel, y = blurred("camera", 100, 9, 3)
-    y, kernel = (torch.as_tensor(a, dtype=torch.float32) for a in (y, kernel))
+def test_smoothing_is_that_of_opencv_inside_the_border():
+    y = torch.rand(40, 50, generator=torch.Generator().manual_seed(0))
     smooth = torch.from_numpy(cv2.GaussianBlur(y.numpy(), (9, 9), 1.5)[4:-4, 4:-4])
     assert torch.allclose(initial.smooth(y, 1.5), smooth, atol=1e-5)
-    assert float(free_energy(y, kernel, smoothing=1.5)) == pytest.approx(float(free_energy(smooth, kernel)), rel=1e-3)
+
+
+def test_a_fitted_kernel_that_is_clearly_better():
+    _, kernel, y = blurred("camera", 100, 9, 3)
+    y, kernel = (torch.as_tensor(a, dtype=torch.float32) for a in (y, kernel))
     wide, point = torch.full_like(kernel, 1 / kernel.numel()), torch.zeros_like(kernel)
     point[4, 4] = 1
     assert initial.clearly_better(y, kernel, wide)
