@@ -58,8 +58,9 @@ class Settings:
         If `selfdeblur.quality.disagreement` of two kernels is larger than this,
         another search follows, and one kernel may be left out, see `Run._agreed`.
     rival : str or None
-        A stage that knows nothing of the estimate. Its kernel takes the place of
-        the others if it is far from the last of them and explains y clearly better.
+        A stage that knows nothing of the estimate. If its kernel is far from the
+        last of the others, another search follows, too, and it may take part or
+        go on alone.
     guided : bool
         G_x sees the images that `selfdeblur.initial.deconvolve` finds with these
         kernels, one channel for each, instead of noise.
