@@ -54,7 +54,7 @@ STARTS, START_PIXELS = 12, 250_000
 SEARCHES = ({"coarsest": COARSEST_KERNEL, "kept": 4}, {"coarsest": 9, "kept": 2, "seed": 1})
 
 # Where the result is doubtful, once more, with other starts.
-AGAIN = ({"coarsest": 9, "kept": 3, "seed": 2}, {"coarsest": 13, "kept": 2, "seed": 3})
+AGAIN = ({"coarsest": 9, "kept": 3, "seed": 2},)
 
 # Kernels are fitted and judged in so many steps at the two finest scales, and in so many at the others, where an error
 # is mended later.
