@@ -9,9 +9,9 @@ may be asked to differ from it at few pixels, too (Pan, Hu, Su and Yang,
 "Deblurring text images via L0-regularized intensity and gradient prior", CVPR
 2014).
 `coarse_to_fine_kernels` does so with several settings from many starts, of which
-ever fewer go on to the next scale: those of least `free_energy`.
-`estimate_kernel` searches so more than once, from different scales on, and
-refines the best kernel. `deconvolve` finds the sharp image
+ever fewer go on to the next scale: those of least `free_energy`. It searches so
+more than once, from different scales on, and joins the searches near the end.
+`estimate_kernel` refines the best kernel. `deconvolve` finds the sharp image
 for a given kernel, with the sparse gradient prior of Levin, Fergus, Durand and
 Freeman, "Image and depth from a conventional camera with a coded aperture",
 SIGGRAPH 2007.
@@ -49,12 +49,18 @@ SETTINGS = (
 # where so many have more pixels than START_PIXELS and than half of the image at full scale.
 STARTS, START_PIXELS = 12, 250_000
 
-# Searches: the size of kernel from which each starts, and how many it keeps. Five pixels are too few to tell some
-# kernels apart, and what is lost there does not come back; a start from nine pixels costs ten times as much.
-SEARCHES = ({"coarsest": COARSEST_KERNEL, "kept": 4}, {"coarsest": 9, "kept": 2, "seed": 1})
+# Searches: the size of kernel from which each starts, and the seed of its starts. Five pixels are too few to tell some
+# kernels apart, and what is lost at a scale does not come back. Whether a search finds a large kernel is a matter of
+# luck, so there are several; one costs little before the JOINED-th finest scale, from where on all are one.
+SEARCHES = ((COARSEST_KERNEL, 0), (9, 1), (13, 2))
+JOINED = 3
 
 # Where the result is doubtful, once more, with other starts.
-AGAIN = ({"coarsest": 9, "kept": 3, "seed": 2},)
+AGAIN = ((9, 3),)
+
+# Kernels that go on to full scale. At each coarser scale there are GROWTH times as many: with the square root of that,
+# large kernels, which are found from many scales on, were lost on the way.
+KEPT, GROWTH = 4, 2**0.5
 
 # Kernels are fitted and judged in so many steps at the two finest scales, and in so many at the others, where an error
 # is mended later.
@@ -70,6 +76,13 @@ SAME = 0.98
 
 # Images of so many pixels in all are worked on at a time.
 AT_A_TIME = 1 << 21
+
+# The weight of the sparse prior in a deconvolution; where y has more noise than LITTLE_NOISE, it grows in proportion.
+# With less noise it is the errors of the kernel that call for it.
+PRIOR, LITTLE_NOISE = 1e-4, 3e-3
+
+# With more noise than this a refinement fits the kernel to the noise, which it finds in y and in the sharp image.
+REFINED_NOISE = 6e-3
 
 # A kernel of less `extent` is next to a point. Camera shakes have 0.13 to 0.35; twice too large a size halves it.
 POINT = 0.045
@@ -111,26 +124,20 @@ class _Blur:
         return self._crop((x_spectrum * self.spectrum(y).conj()).sum(-3), self.kernel_size)
 
 
-def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, starts=STARTS, rounds=2, powers=POWERS):
-    """Estimate the kernel that blurred an image: searches that need no truth, and a refinement.
+def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, starts=STARTS, kept=KEPT, powers=POWERS):
+    """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
     Parameters
     ----------
     y : tensor or ndarray, (H, W)
-        Blurry image, 0..1.
+        Blurry image, 0..1. Of a large one, the search sees the part that `judged_window` takes.
     kernel_size : (int, int)
         Size (h, w) of the kernel, odd.
-    settings, starts
+    settings, searches, starts, kept
         As in `coarse_to_fine_kernels`.
-    searches : sequence of dict
-        Arguments of a search each, ``coarsest`` among them; of several that would start at the same scale
-        only the first is made. Of the kernels that they find that of least
-        `free_energy` is refined.
-    rounds : int
-        Rounds of `refine_kernel` for the best kernel found.
     powers : sequence of float
-        Of the refined kernel raised to each of these powers, that of least
-        `free_energy` is returned.
+        Of the best kernel, after `refine_kernel` on all of y unless that has much noise, raised to each of these
+        powers, that of least `free_energy` is returned.
 
     Returns
     -------
@@ -138,17 +145,17 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, sta
         Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    searches = {len(_sizes(y.shape, kernel_size, search["coarsest"])): search for search in reversed(searches)}
-    found = [coarse_to_fine_kernels(y, kernel_size, settings, starts=starts, **s)[0] for s in searches.values()]
-    kernel = refine_kernel(y, min(found, key=_first)[1], rounds=rounds)
+    part = y[judged_window(y, kernel_size)]
+    found = coarse_to_fine_kernels(part, kernel_size, settings, searches=searches, starts=starts, kept=kept)
+    kernel = found[0][1]
+    if noise_level(y) <= REFINED_NOISE:
+        kernel = refine_kernel(y, kernel)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
-    return lifted[free_energy(y[judged_window(y, kernel_size)], lifted).argmin()]
+    return lifted[free_energy(part, lifted).argmin()]
 
 
-def coarse_to_fine_kernels(
-    y, kernel_size, settings=SETTINGS, *, coarsest=COARSEST_KERNEL, starts=STARTS, kept=4, seed=0, steps=5
-):
+def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCHES, starts=STARTS, kept=KEPT, steps=5):
     """Search for the kernel from a coarse to the full scale with the L0 gradient prior.
 
     Parameters
@@ -168,24 +175,25 @@ def coarse_to_fine_kernels(
         and size of the image do not matter, and coarse scales, which have fewer
         pixels, smooth more. ``background``, by default False: whether a pixel
         that differs from the background costs as much as one with a gradient.
-    coarsest : int
-        The scale to start at is the coarsest one with a kernel of at least so many pixels, or the third finest.
+    searches : sequence of (int, int)
+        Searches, each for itself down to the scale where they are joined, see JOINED. The first number says where a
+        search starts: at the coarsest scale with a kernel of at least so many pixels, or at the one where they are
+        joined. The second is the seed of its starts. Of several that would start at the same scale only the first is
+        made.
     starts : int
         Kernels that each setting has there; fewer, but one at least, if so many images have too many pixels, see
         START_PIXELS. Of up to five pixels the first two are pairs of pixels, horizontal and vertical; the others are
         drawn as camera shakes.
     kept : int
-        Kernels at full scale and at the one before it; 2^(1/4) times as many at each coarser one. Those of one setting
-        differ.
-    seed : int
-        Of the kernels to start from.
+        Kernels that go on to full scale; at each coarser scale GROWTH times as many, of each search before they are
+        joined, of all from then on. Those of one setting differ.
     steps : int
         Steps (one image, one kernel) at each scale.
 
     Returns
     -------
     list of ((bool, float), tensor of float32 (h, w))
-        At most ``kept`` kernels as `estimate_kernel` returns them. Before each, whether it is next to a point, and its
+        Some kernels as `estimate_kernel` returns them. Before each, whether it is next to a point, and its
         `free_energy`; least first, so those that are next to a point are last.
 
     Notes
@@ -199,35 +207,47 @@ def coarse_to_fine_kernels(
     y = torch.as_tensor(y, dtype=torch.float32)
     differences, level_of_background = gradients(y), background(y)
     energy = differences.square().sum()
-    sizes = _sizes(y.shape, kernel_size, coarsest)
-    skipped = steps * (len(_sizes(y.shape, kernel_size)) - len(sizes))
+    sizes = _sizes(y.shape, kernel_size)
     contrast = min(float(_quantile(differences.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
-    weights = [_weight_after(contrast * options.get("gradient_weight", 4e-3), skipped) for options in settings]
-    rng = np.random.Generator(np.random.PCG64(seed))
-    count = max(min(starts, max(START_PIXELS, y.numel() // 2) // math.prod(sizes[-1][0])), 1)
-    pool = {number: _starts(sizes[-1][1], count, rng).to(y.device) for number in range(len(settings))}
-    for level in reversed(range(len(sizes))):
+    weights = [contrast * options.get("gradient_weight", 4e-3) for options in settings]
+    joined = min(JOINED, len(sizes)) - 1
+    begins = {_first_level(sizes, coarsest, joined): seed for coarsest, seed in reversed(searches)}
+    pools = []
+    for level in reversed(range(max(begins) + 1)):
         size, k_size = sizes[level]
+        if level in begins:
+            count = max(min(starts, max(START_PIXELS, y.numel() // 2) // math.prod(size)), 1)
+            rng = np.random.Generator(np.random.PCG64(begins[level]))
+            pools.append({number: _starts(k_size, count, rng).to(y.device) for number in range(len(settings))})
         scaled = _shrink(y, size) if level else y
-        part = scaled[judged_window(scaled, k_size)]
         blur, y_gradients = _Blur([n - 1 for n in size], k_size), gradients(scaled)
         latent = _FewGradients(scaled, k_size, level_of_background)
         effort = FINE if level < 2 else COARSE
+        done = steps * (len(sizes) - 1 - level)
         found = []
-        for number, kernels in pool.items():
-            options = settings[number]
-            weight = options.get("kernel_weight", 0.15) * energy
-            for some in _enlarge(kernels, k_size).split(max(AT_A_TIME // scaled.numel(), 1)):
-                for step in range(steps):
-                    x = latent(some, _weight_after(weights[number], step), options.get("background", False))
-                    some = fit_kernel(
-                        blur, y_gradients, gradients(x), some, weight=weight, steps=effort["kernel_steps"]
-                    )
-                found += zip(_badness(part, some, effort), [number] * len(some), some, strict=True)
-        weights = [_weight_after(weight, steps) for weight in weights]
-        best = _distinct(sorted(found, key=_first), round(kept * 2 ** (max(level - 1, 0) / 4)))
-        pool = {n: torch.stack([kernel for _, m, kernel in best if m == n]) for _, n, _ in best}
-    return [(badness, _centre(kernel)) for badness, _, kernel in best]
+        for pool in pools:
+            found.append([])
+            for number, kernels in pool.items():
+                options = settings[number]
+                weight = options.get("kernel_weight", 0.15) * energy
+                for some in _enlarge(kernels, k_size).split(max(AT_A_TIME // scaled.numel(), 1)):
+                    for step in range(done, done + steps):
+                        x = latent(some, _weight_after(weights[number], step), options.get("background", False))
+                        some = fit_kernel(
+                            blur, y_gradients, gradients(x), some, weight=weight, steps=effort["kernel_steps"]
+                        )
+                    found[-1] += zip(_badness(scaled, some, effort), [number] * len(some), some, strict=True)
+        if level == joined:
+            found = [[entry for entries in found for entry in entries]]
+        count = round(kept * GROWTH ** (level - 1))
+        bests = [_distinct(sorted(entries, key=_first), count) for entries in found]
+        pools = [{n: torch.stack([kernel for _, m, kernel in best if m == n]) for _, n, _ in best} for best in bests]
+    return [(badness, _centre(kernel)) for badness, _, kernel in bests[0]]
+
+
+def _first_level(sizes, coarsest, joined):
+    """The coarsest of the scales with a kernel of at least ``coarsest`` pixels, not finer than the level ``joined``."""
+    return max(sum(max(k_size) >= coarsest for _, k_size in sizes) - 1, joined)
 
 
 def _first(entry):
@@ -281,7 +301,7 @@ def _similarity(a, b):
     return float(products.max() / (a.norm() * b.norm()))
 
 
-def refine_kernel(y, kernel, *, rounds=2, kernel_weight=0.7, kernel_steps=20):
+def refine_kernel(y, kernel, *, rounds=1, kernel_weight=0.7, kernel_steps=20):
     """Sharpen a good kernel: alternate `deconvolve` and the least squares kernel at full scale.
 
     Parameters
@@ -346,7 +366,9 @@ def free_energy(y, kernel, *, rounds=10, steps=10):
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
-    noise = 1e-5 + 2 * noise_level(y) ** 2
+    # White noise of y has up to four times its variance in the gradients, at the finest detail. Were that not allowed
+    # for, a kernel near to a point, which leaves such detail in the image, would explain y best.
+    noise = 1e-5 + 4 * noise_level(y) ** 2
     y = gradients(y)
     blur = _Blur(y.shape[-2:], kernel.shape[-2:])
     k_spectrum = blur.spectrum(kernel)
@@ -425,7 +447,7 @@ def noise_level(y):
     return float(mixed.abs().median()) / 0.6745 / 6
 
 
-def deconvolve(y, kernel, *, weight=1e-4, exponent=0.8, rounds=4, steps=20):
+def deconvolve(y, kernel, *, weight=None, exponent=0.8, rounds=4, steps=20):
     """Find the sharp image for a known kernel.
 
     Minimises ``|y - k ⊗ x|^2 + weight * sum |D x|^exponent`` by iteratively
@@ -439,8 +461,10 @@ def deconvolve(y, kernel, *, weight=1e-4, exponent=0.8, rounds=4, steps=20):
         Blurry image, 0..1.
     kernel : tensor or ndarray, (h, w)
         Kernel, correlation sense.
-    weight, exponent : float
-        Strength and shape of the sparse gradient prior.
+    weight : float, optional
+        Strength of the sparse gradient prior; by default it follows the noise, see PRIOR.
+    exponent : float
+        Shape of the prior.
     rounds, steps : int
         Times the weights are renewed; conjugate gradient steps for each.
 
@@ -452,6 +476,7 @@ def deconvolve(y, kernel, *, weight=1e-4, exponent=0.8, rounds=4, steps=20):
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
+    weight = PRIOR * max(noise_level(y) / LITTLE_NOISE, 1) if weight is None else weight
     blur = _Blur(y.shape, kernel.shape)
     k_spectrum = blur.spectrum(kernel)
     (top, left) = (n // 2 for n in kernel.shape)
@@ -524,18 +549,15 @@ def fit_kernel(blur, y, x, kernel, *, weight, steps):
     return kernel
 
 
-def _sizes(size, kernel_size, coarsest=COARSEST_KERNEL):
-    """Sizes of image and kernel, finest first, down to a kernel of about 5 pixels or an image of about 30.
-
-    Of the fourth and the later ones only those with a kernel of at least ``coarsest`` pixels.
-    """
+def _sizes(size, kernel_size):
+    """Sizes of image and kernel, finest first, down to a kernel of about 5 pixels or an image of about 30."""
     sizes, scale = [(tuple(size), tuple(kernel_size))], 1.0
     while max(sizes[-1][1]) > COARSEST_KERNEL:
         scale /= PYRAMID_RATIO
         if min(size) * scale <= COARSEST_IMAGE:
             break
         sizes.append((tuple(round(n * scale) for n in size), tuple(_odd(n * scale) for n in kernel_size)))
-    return sizes[: max(sum(max(k_size) >= coarsest for _, k_size in sizes), 3)]
+    return sizes
 
 
 class _FewGradients:

@@ -72,7 +72,7 @@ def test_many_starts_and_a_finer_scale_find_a_large_kernel():
     _, kernel, y = blurred("camera", 255, 31, 17, 1e-3)
     found = [
         initial.coarse_to_fine_kernels(
-            y, (31, 31), [{"gradient_weight": 1e-2}], coarsest=coarsest, starts=starts, kept=1
+            y, (31, 31), [{"gradient_weight": 1e-2}], searches=[(coarsest, 0)], starts=starts, kept=1
         )[0][1]
         for coarsest, starts in ((9, 8), (9, 1), (5, 8))
     ]
@@ -112,7 +112,7 @@ def test_a_kernel_that_does_nothing_comes_last(monkeypatch):
     point = torch.zeros(11, 11)
     point[5, 5] = 1
     kernels = torch.stack([torch.from_numpy(kernel).float(), point])
-    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size, coarsest=5: [(size, kernel_size)])
+    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size: [(size, kernel_size)])
     monkeypatch.setattr(initial, "_starts", lambda *args: kernels)
     monkeypatch.setattr(initial, "free_energy", lambda y, kernel, **effort: -kernel.amax((-2, -1)))
     found = initial.coarse_to_fine_kernels(y, (11, 11), [{}], kept=2, steps=0)
@@ -167,21 +167,38 @@ def test_fewer_starts_on_large_images(side, count, monkeypatch):
     monkeypatch.setattr(
         initial,
         "_sizes",
-        lambda size, kernel_size, coarsest=5: [((side // 2,) * 2 if side == 1000 else size, kernel_size)],
+        lambda size, kernel_size: [((side // 2,) * 2 if side == 1000 else size, kernel_size)],
     )
     with pytest.raises(StopIteration):
         initial.coarse_to_fine_kernels(torch.rand(side, side), (5, 5))
     assert counts == [count]
 
 
-@pytest.mark.parametrize(("kernel_size", "coarsest"), [(11, [5]), (13, [5, 9]), (31, [5, 9])])
-def test_searches_from_one_scale_are_made_once(kernel_size, coarsest, monkeypatch):
-    calls, point = [], torch.zeros(kernel_size, kernel_size)
-    point[kernel_size // 2, kernel_size // 2] = 1
-    found = [((True, 0.0), point)]
-    monkeypatch.setattr(initial, "coarse_to_fine_kernels", lambda *args, **how: calls.append(how["coarsest"]) or found)
-    estimate_kernel(torch.rand(200, 200), (kernel_size, kernel_size), rounds=0)
-    assert sorted(calls) == coarsest
+@pytest.mark.parametrize(
+    ("kernel_size", "starts", "kept"),
+    [
+        (5, [5], [(1, 4)]),
+        (11, [5], [(1, 8), (1, 6), (1, 4)]),
+        (13, [5, 7], [(1, 8), (2, 8), (1, 6), (1, 4)]),
+        (31, [5, 11, 15], [(1, 16), (1, 11), (1, 8), (1, 8), (3, 8), (1, 6), (1, 4)]),
+    ],
+)
+def test_searches_are_made_once_from_a_scale_and_joined_at_the_third_finest(kernel_size, starts, kept, monkeypatch):
+    begun, judged = [], []
+
+    def start(size, count, rng):
+        begun.append(size[0])
+        return torch.full((1, *size), 1 / size[0] / size[1])
+
+    def keep_one(found, count):
+        judged.append((len(found), count))
+        return found[:1]
+
+    monkeypatch.setattr(initial, "_starts", start)
+    monkeypatch.setattr(initial, "_distinct", keep_one)
+    initial.coarse_to_fine_kernels(torch.rand(200, 200), (kernel_size, kernel_size), [{}], steps=0)
+    assert begun == starts
+    assert judged == kept
 
 
 def test_oblong_images_and_kernels():
