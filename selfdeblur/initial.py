@@ -219,10 +219,7 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
             count = max(min(starts, max(START_PIXELS, y.numel() // 2) // math.prod(size)), 1)
             rng = np.random.Generator(np.random.PCG64(begins[level]))
             pools.append({number: _starts(k_size, count, rng).to(y.device) for number in range(len(settings))})
-        scaled = _shrink(y, size) if level else y
-        blur, y_gradients = _Blur([n - 1 for n in size], k_size), gradients(scaled)
-        latent = _FewGradients(scaled, k_size, level_of_background)
-        effort = FINE if level < 2 else COARSE
+        scale = _Scale(_shrink(y, size) if level else y, k_size, level_of_background, FINE if level < 2 else COARSE)
         done = steps * (len(sizes) - 1 - level)
         found = []
         for pool in pools:
@@ -230,19 +227,33 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
             for number, kernels in pool.items():
                 options = settings[number]
                 weight = options.get("kernel_weight", 0.15) * energy
-                for some in _enlarge(kernels, k_size).split(max(AT_A_TIME // scaled.numel(), 1)):
-                    for step in range(done, done + steps):
-                        x = latent(some, _weight_after(weights[number], step), options.get("background", False))
-                        some = fit_kernel(
-                            blur, y_gradients, gradients(x), some, weight=weight, steps=effort["kernel_steps"]
-                        )
-                    found[-1] += zip(_badness(scaled, some, effort), [number] * len(some), some, strict=True)
+                gradient_weights = [_weight_after(weights[number], step) for step in range(done, done + steps)]
+                entries = scale.fit(kernels, gradient_weights, weight, options.get("background", False))
+                found[-1] += [(badness, number, kernel) for badness, kernel in entries]
         if level == joined:
             found = [[entry for entries in found for entry in entries]]
         count = round(kept * GROWTH ** (level - 1))
         bests = [_distinct(sorted(entries, key=_first), count) for entries in found]
         pools = [{n: torch.stack([kernel for _, m, kernel in best if m == n]) for _, n, _ in best} for best in bests]
     return [(badness, _centre(kernel)) for badness, _, kernel in bests[0]]
+
+
+class _Scale:
+    """The image at one scale of the search, for kernels of one size."""
+
+    def __init__(self, y, kernel_size, background, effort):
+        self.y, self.kernel_size, self.effort = y, kernel_size, effort
+        self.gradients = gradients(y)
+        self.blur = _Blur(self.gradients.shape[-2:], kernel_size)
+        self.latent = _FewGradients(y, kernel_size, background)
+
+    def fit(self, kernels, gradient_weights, weight, background):
+        """Kernels (n, h, w) of the scale before after one step for each gradient weight, as pairs (badness, kernel)."""
+        for some in _enlarge(kernels, self.kernel_size).split(max(AT_A_TIME // self.y.numel(), 1)):
+            for gradient_weight in gradient_weights:
+                x = gradients(self.latent(some, gradient_weight, background))
+                some = fit_kernel(self.blur, self.gradients, x, some, weight=weight, steps=self.effort["kernel_steps"])
+            yield from zip(_badness(self.y, some, self.effort), some, strict=True)
 
 
 def _first_level(sizes, coarsest, joined):

@@ -233,6 +233,28 @@ def test_free_energy_prefers_the_true_kernel():
         assert true < free_energy(y, wrong)
 
 
+def test_free_energy_does_not_prefer_kernels_fitted_to_noise():
+    _, kernel, y = blurred("camera", 160, 11, 5, 1e-2)
+    nearer_to_a_point = 0.7 * kernel
+    nearer_to_a_point[5, 5] += 0.3
+    true = free_energy(y, kernel)
+    for wrong in (nearer_to_a_point, initial.refine_kernel(y, kernel, rounds=4)):
+        assert true < free_energy(y, wrong)
+
+
+def test_more_noise_means_a_smoother_deconvolution_and_no_refinement(monkeypatch):
+    refined = []
+    monkeypatch.setattr(initial, "refine_kernel", lambda y, kernel: refined.append(kernel) or kernel)
+    for noise, few in ((1e-3, True), (1e-2, False)):
+        image, kernel, y = blurred("camera", 160, 11, 5, noise)
+        plain, adapted = (deconvolve(y, kernel, weight=weight).numpy() for weight in (initial.PRIOR, None))
+        error, adapted_error = (np.mean((x - image)[10:-10, 10:-10] ** 2) for x in (plain, adapted))
+        assert (adapted_error == error) if few else (adapted_error < 0.7 * error)
+        estimate_kernel(y, (11, 11), starts=1)
+        assert len(refined) == few
+        refined.clear()
+
+
 def test_smoothing_is_that_of_opencv_inside_the_border():
     y = torch.rand(40, 50, generator=torch.Generator().manual_seed(0))
     smooth = torch.from_numpy(cv2.GaussianBlur(y.numpy(), (9, 9), 1.5)[4:-4, 4:-4])
