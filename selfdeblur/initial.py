@@ -378,9 +378,10 @@ def free_energy(y, kernel, *, rounds=14, steps=7):
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
-    # White noise of y has up to four times its variance in the gradients, at the finest detail. Were that not allowed
-    # for, a kernel near to a point, which leaves such detail in the image, would explain y best.
-    noise = 1e-5 + 4 * noise_level(y) ** 2
+    # White noise of y has twice its variance in the gradients, four times at their finest detail. Were not even that
+    # allowed for, a kernel near to a point, which leaves such detail in the image, would explain y best.
+    of_y = noise_level(y) ** 2
+    noise = max(1e-5 + 2 * of_y, 4 * of_y)
     y = gradients(y)
     blur = _Blur(y.shape[-2:], kernel.shape[-2:])
     k_spectrum = blur.spectrum(kernel)
