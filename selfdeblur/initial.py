@@ -89,8 +89,9 @@ POINT = 0.045
 
 # The kernels of two fits by networks are told apart by the sum of the free energies of y and of y smoothed so much, in
 # pixels: the one takes noise that a kernel was fitted to for detail, the other likes a kernel that is too wide. Of two
-# good ones, the coarser may have 4 % less of it; one that is right where the other is wrong has 12 % less or better.
-FIT_SMOOTHING, CLEARLY = 1.5, 0.9
+# good ones, the coarser may have 5 % less of it, and 12 % where there is much noise; one that is right where the other
+# is wrong has 20 % less, or the two cannot be told apart.
+FIT_SMOOTHING, CLEARLY = 1.5, 0.85
 
 # Kernels are judged on the part of a large image with the most structure, of this many pixels a side or of this many
 # times the kernel's size.
