@@ -90,13 +90,16 @@ def test_a_stage_starts_where_it_is_told(picture, monkeypatch):
         assert run.G_x.scales[0].down[0].in_channels == len(sources)
 
 
-def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch):
-    _, true, y = blurred(picture, 128, 13, 4)
-    wrong, worse = true.flip(0), torch.full_like(true, 1 / true.numel())
-    run = Run(y[None, None], (13, 13), make_settings("fast"))
-    settings = dataclasses.replace(run.stages["guided"], rival=None)
+@pytest.fixture
+def vote(picture, monkeypatch):
+    """`Run._agreed` for kernels by their source, where another search, if there is to be one, finds ``again``.
 
-    def agreed(estimate, checked, again):
+    Gives the kernels to go on with, the estimate from then on, and whether the result is doubtful.
+    """
+    _, true, y = blurred(picture, 128, 13, 4)
+    run = Run(y[None, None], (13, 13), make_settings("fast"))
+
+    def agreed(kernels, again):
         calls = []
 
         def search(y, size, **how):
@@ -104,13 +107,19 @@ def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch)
             return again
 
         monkeypatch.setattr(solver, "estimate_kernel", search)
-        kernels = {"estimate": estimate, "check": checked}
+        settings = dataclasses.replace(run.stages["guided"], rival="scratch" if "scratch" in kernels else None)
         wanted, images, disagreement = run._agreed(kernels, settings)
         for kernel, image in zip(wanted, images, strict=True):
             assert torch.equal(image, deconvolve(y, kernel))
         assert calls == ([] if again is None else [{"searches": initial.AGAIN}])
-        return wanted, kernels["estimate"], disagreement > settings.doubt
+        return torch.stack(wanted), kernels["estimate"], disagreement > settings.doubt
 
+    agreed.kernels = true, true.flip(0), torch.full_like(true, 1 / true.numel())
+    return agreed
+
+
+def test_where_two_kernels_disagree_another_search_follows(vote):
+    true, wrong, worse = vote.kernels
     for given, wanted, estimate, doubtful in (
         ((true, true, None), [true, true], true, False),
         ((wrong, true, worse), [true], wrong, True),
@@ -121,17 +130,15 @@ def test_where_two_kernels_disagree_another_search_follows(picture, monkeypatch)
         ((true, wrong, wrong), [wrong, wrong], wrong, True),
         ((true, wrong, worse), [wrong], true, True),
     ):
-        outcome = agreed(*given)
+        estimated, checked, again = given
+        outcome = vote({"estimate": estimated, "check": checked}, again)
         assert outcome[2] == doubtful
         assert torch.equal(outcome[1], estimate)
-        assert torch.equal(torch.stack(outcome[0]), torch.stack(wanted))
+        assert torch.equal(outcome[0], torch.stack(wanted))
 
 
-def test_a_fit_from_scratch_tells_which_of_estimate_and_check_is_right(picture, monkeypatch):
-    _, true, y = blurred(picture, 128, 13, 4)
-    wrong, worse = true.flip(0), torch.full_like(true, 1 / true.numel())
-    run = Run(y[None, None], (13, 13), make_settings("fast"))
-    settings = run.stages["guided"]
+def test_a_fit_from_scratch_tells_which_of_estimate_and_check_is_right(vote):
+    true, wrong, worse = vote.kernels
     # What estimate, check, the fit from scratch and another search found, or None if there is to be none.
     for estimate, check, scratch, again, wanted, doubtful in (
         (true, true, true, None, [true, true], False),
@@ -146,19 +153,9 @@ def test_a_fit_from_scratch_tells_which_of_estimate_and_check_is_right(picture, 
         (true, true, worse, wrong, [true, true], True),
         (true, wrong, worse, true, [wrong], True),
     ):
-        calls = []
-
-        def search(y, size, *, again=again, calls=calls, **how):
-            calls.append(how)
-            return again
-
-        monkeypatch.setattr(solver, "estimate_kernel", search)
-        kernels = {"estimate": estimate, "check": check, "scratch": scratch}
-        starts, images, disagreement = run._agreed(kernels, settings)
-        assert calls == ([] if again is None else [{"searches": initial.AGAIN}])
-        assert torch.equal(torch.stack(starts), torch.stack(wanted))
-        assert torch.equal(torch.stack(images), torch.stack([deconvolve(y, kernel) for kernel in wanted]))
-        assert (disagreement > settings.doubt) == doubtful
+        outcome = vote({"estimate": estimate, "check": check, "scratch": scratch}, again)
+        assert torch.equal(outcome[0], torch.stack(wanted))
+        assert outcome[2] == doubtful
 
 
 @pytest.mark.parametrize(("preset", "stop"), [("fast", 1), ("fast", 3), ("fast", 4), ("fast", 5), ("best", 5)])
