@@ -1,6 +1,6 @@
 """A first guess of kernel and sharp image by classical means: no training, no generator.
 
-`coarse_to_fine_kernel` alternates, from a coarse to the full scale, between a
+`coarse_to_fine_kernels` alternates, from a coarse to the full scale, between a
 sharp image whose gradients are few (the L0 prior of Xu, Zheng and Jia,
 "Unnatural L0 sparse representation for natural image deblurring", CVPR 2013)
 and the kernel that best explains the blurry gradients given the sharp ones. Where most
@@ -8,7 +8,7 @@ of the image may be background, as a page or the night sky is, the sharp image
 may be asked to differ from it at few pixels, too (Pan, Hu, Su and Yang,
 "Deblurring text images via L0-regularized intensity and gradient prior", CVPR
 2014).
-`coarse_to_fine_kernels` does so with several settings from many starts, of which
+It does so with several settings from many starts, of which
 ever fewer go on to the next scale: those of least `free_energy`. It searches so
 more than once, from different scales on, and joins the searches near the end.
 `estimate_kernel` refines the best kernel. `deconvolve` finds the sharp image
@@ -125,7 +125,7 @@ class _Blur:
         return self._crop((x_spectrum * self.spectrum(y).conj()).sum(-3), self.kernel_size)
 
 
-def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, starts=STARTS, kept=KEPT, powers=POWERS):
+def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, starts=STARTS, powers=POWERS):
     """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
     Parameters
@@ -134,7 +134,7 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, sta
         Blurry image, 0..1. Of a large one, the search sees the part that `judged_window` takes.
     kernel_size : (int, int)
         Size (h, w) of the kernel, odd.
-    settings, searches, starts, kept
+    settings, searches, starts
         As in `coarse_to_fine_kernels`.
     powers : sequence of float
         Of the best kernel, after `refine_kernel` on all of y unless that has much noise, raised to each of these
@@ -147,7 +147,7 @@ def estimate_kernel(y, kernel_size, *, settings=SETTINGS, searches=SEARCHES, sta
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     part = y[judged_window(y, kernel_size)]
-    found = coarse_to_fine_kernels(part, kernel_size, settings, searches=searches, starts=starts, kept=kept)
+    found = coarse_to_fine_kernels(part, kernel_size, settings, searches=searches, starts=starts)
     kernel = found[0][1]
     if noise_level(y) <= REFINED_NOISE:
         kernel = refine_kernel(y, kernel)
