@@ -45,9 +45,8 @@ SETTINGS = (
     {"gradient_weight": 2e-2, "background": True},
 )
 
-# What becomes of a large kernel depends on where it starts. A setting has STARTS where the image is small, and fewer
-# where so many have more pixels than START_PIXELS and than half of the image at full scale.
-STARTS, START_PIXELS = 12, 250_000
+# What becomes of a large kernel depends on where it starts. A setting has STARTS, or as many as have START_PIXELS.
+STARTS, START_PIXELS = 48, 200_000
 
 # Searches: the size of kernel from which each starts, and the seed of its starts. Five pixels are too few to tell some
 # kernels apart, and what is lost at a scale does not come back. Whether a search finds a large kernel is a matter of
@@ -58,9 +57,10 @@ JOINED = 3
 # Where the result is doubtful, once more, with other starts.
 AGAIN = ((9, 3),)
 
-# Kernels that go on to full scale. At each coarser scale there are GROWTH times as many: with the square root of that,
-# large kernels, which are found from many scales on, were lost on the way.
-KEPT, GROWTH = 4, 2**0.5
+# Kernels that go on to full scale. At each coarser scale there are GROWTH times as many, and beyond level EARLY, where
+# an image has less than a sixteenth of the pixels, the square of that: with fewer, large kernels, which are found from
+# many scales on, were lost on the way.
+KEPT, GROWTH, EARLY = 4, 2**0.5, 4
 
 # Kernels are fitted and judged in so many steps at the two finest scales, and in so many at the others, where an error
 # is mended later.
@@ -182,12 +182,11 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
         joined. The second is the seed of its starts. Of several that would start at the same scale only the first is
         made.
     starts : int
-        Kernels that each setting has there; fewer, but one at least, if so many images have too many pixels, see
-        START_PIXELS. Of up to five pixels the first two are pairs of pixels, horizontal and vertical; the others are
+        Kernels that each setting has there; fewer, but one at least, if so many images have more than START_PIXELS. Of up to five pixels the first two are pairs of pixels, horizontal and vertical; the others are
         drawn as camera shakes.
     kept : int
-        Kernels that go on to full scale; at each coarser scale GROWTH times as many, of each search before they are
-        joined, of all from then on. Those of one setting differ.
+        Kernels that go on to full scale; at each coarser scale GROWTH times as many or more, see EARLY, of each search
+        before they are joined, of all from then on. Those of one setting differ.
     steps : int
         Steps (one image, one kernel) at each scale.
 
@@ -217,7 +216,7 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
     for level in reversed(range(max(begins) + 1)):
         size, k_size = sizes[level]
         if level in begins:
-            count = max(min(starts, max(START_PIXELS, y.numel() // 2) // math.prod(size)), 1)
+            count = max(min(starts, START_PIXELS // math.prod(size)), 1)
             rng = np.random.Generator(np.random.PCG64(begins[level]))
             pools.append({number: _starts(k_size, count, rng).to(y.device) for number in range(len(settings))})
         scale = _Scale(_shrink(y, size) if level else y, k_size, level_of_background, FINE if level < 2 else COARSE)
@@ -233,7 +232,7 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
                 found[-1] += [(badness, number, kernel) for badness, kernel in entries]
         if level == joined:
             found = [[entry for entries in found for entry in entries]]
-        count = round(kept * GROWTH ** (level - 1))
+        count = round(kept * GROWTH ** (level - 1 + max(level - EARLY, 0)))
         bests = [_distinct(sorted(entries, key=_first), count) for entries in found]
         pools = [{n: torch.stack([kernel for _, m, kernel in best if m == n]) for _, n, _ in best} for best in bests]
     return [(badness, _centre(kernel)) for badness, _, kernel in bests[0]]
