@@ -45,8 +45,9 @@ SETTINGS = (
     {"gradient_weight": 2e-2, "background": True},
 )
 
-# What becomes of a large kernel depends on where it starts. A setting has STARTS, or as many as have START_PIXELS.
-STARTS, START_PIXELS = 48, 200_000
+# What becomes of a large kernel depends on where it starts. A setting has STARTS; beyond level EARLY, which only large
+# kernels reach, twice as many at each coarser scale, up to four times; fewer if they have more than START_PIXELS.
+STARTS, EARLY, START_PIXELS = 12, 4, 200_000
 
 # Searches: the size of kernel from which each starts, and the seed of its starts. Five pixels are too few to tell some
 # kernels apart, and what is lost at a scale does not come back. Whether a search finds a large kernel is a matter of
@@ -57,10 +58,9 @@ JOINED = 3
 # Where the result is doubtful, once more, with other starts.
 AGAIN = ((9, 3),)
 
-# Kernels that go on to full scale. At each coarser scale there are GROWTH times as many, and beyond level EARLY, where
-# an image has less than a sixteenth of the pixels, the square of that: with fewer, large kernels, which are found from
-# many scales on, were lost on the way.
-KEPT, GROWTH, EARLY = 4, 2**0.5, 4
+# Kernels that go on to full scale. At each coarser scale there are GROWTH times as many, and beyond level EARLY the
+# square of that: with fewer, large kernels, which are found from many scales on, were lost on the way.
+KEPT, GROWTH = 4, 2**0.5
 
 # Kernels are fitted and judged in so many steps at the two finest scales, and in so many at the others, where an error
 # is mended later.
@@ -82,16 +82,18 @@ AT_A_TIME = 1 << 21
 PRIOR, LITTLE_NOISE = 1e-4, 3e-3
 
 # With more noise than this a refinement fits the kernel to the noise, which it finds in y and in the sharp image.
-REFINED_NOISE = 6e-3
+REFINED_NOISE = 4e-3
 
 # A kernel of less `extent` is next to a point. Camera shakes have 0.13 to 0.35; twice too large a size halves it.
 POINT = 0.045
 
-# The kernels of two fits by networks are told apart by the sum of the free energies of y and of y smoothed so much, in
-# pixels: the one takes noise that a kernel was fitted to for detail, the other likes a kernel that is too wide. Of two
-# good ones, the coarser may have 5 % less of it, and 12 % where there is much noise; one that is right where the other
-# is wrong has 20 % less, or the two cannot be told apart.
-FIT_SMOOTHING, CLEARLY = 1.5, 0.85
+# At full scale kernels are judged by the sum of the free energies of y and of y smoothed so much, in pixels: the one
+# takes noise that a kernel was fitted to for detail, the other likes a kernel that is too wide.
+SMOOTHING = 1.5
+
+# Of two good kernels, both fitted by networks, the coarser may have 5 % less of that sum, and 12 % where there is much
+# noise; one that is right where the other is wrong has 20 % less, or the two cannot be told apart.
+CLEARLY = 0.85
 
 # Kernels are judged on the part of a large image with the most structure, of this many pixels a side or of this many
 # times the kernel's size.
@@ -182,8 +184,8 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
         joined. The second is the seed of its starts. Of several that would start at the same scale only the first is
         made.
     starts : int
-        Kernels that each setting has there; fewer, but one at least, if so many images have more than START_PIXELS. Of up to five pixels the first two are pairs of pixels, horizontal and vertical; the others are
-        drawn as camera shakes.
+        Kernels that each setting has there, more for large kernels, fewer for large images, see STARTS. Of up to five
+        pixels the first two are pairs of pixels, horizontal and vertical; the others are drawn as camera shakes.
     kept : int
         Kernels that go on to full scale; at each coarser scale GROWTH times as many or more, see EARLY, of each search
         before they are joined, of all from then on. Those of one setting differ.
@@ -194,7 +196,7 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
     -------
     list of ((bool, float), tensor of float32 (h, w))
         Some kernels as `estimate_kernel` returns them. Before each, whether it is next to a point, and its
-        `free_energy`; least first, so those that are next to a point are last.
+        `free_energy` in y and in y smoothed, see SMOOTHING; least first, so those that are next to a point are last.
 
     Notes
     -----
@@ -216,10 +218,10 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
     for level in reversed(range(max(begins) + 1)):
         size, k_size = sizes[level]
         if level in begins:
-            count = max(min(starts, START_PIXELS // math.prod(size)), 1)
+            count = max(min(starts * 2 ** min(max(level - EARLY, 0), 2), START_PIXELS // math.prod(size)), 1)
             rng = np.random.Generator(np.random.PCG64(begins[level]))
             pools.append({number: _starts(k_size, count, rng).to(y.device) for number in range(len(settings))})
-        scale = _Scale(_shrink(y, size) if level else y, k_size, level_of_background, FINE if level < 2 else COARSE)
+        scale = _Scale(_shrink(y, size) if level else y, k_size, level_of_background, level)
         done = steps * (len(sizes) - 1 - level)
         found = []
         for pool in pools:
@@ -241,8 +243,9 @@ def coarse_to_fine_kernels(y, kernel_size, settings=SETTINGS, *, searches=SEARCH
 class _Scale:
     """The image at one scale of the search, for kernels of one size."""
 
-    def __init__(self, y, kernel_size, background, effort):
-        self.y, self.kernel_size, self.effort = y, kernel_size, effort
+    def __init__(self, y, kernel_size, background, level):
+        self.y, self.kernel_size, self.effort = y, kernel_size, FINE if level < 2 else COARSE
+        self.judged = [y] if level else _with_smoothed(y)
         self.gradients = gradients(y)
         self.blur = _Blur(self.gradients.shape[-2:], kernel_size)
         self.latent = _FewGradients(y, kernel_size, background)
@@ -253,7 +256,7 @@ class _Scale:
             for gradient_weight in gradient_weights:
                 x = gradients(self.latent(some, gradient_weight, background))
                 some = fit_kernel(self.blur, self.gradients, x, some, weight=weight, steps=self.effort["kernel_steps"])
-            yield from zip(_badness(self.y, some, self.effort), some, strict=True)
+            yield from zip(_badness(self.judged, some, self.effort), some, strict=True)
 
 
 def _first_level(sizes, coarsest, joined):
@@ -270,27 +273,31 @@ def _weight_after(weight, steps):
 
 
 def least_bad(y, kernels):
-    """Index of the kernel (n, h, w) that explains y (H, W) best, by `free_energy` on what `judged_window` takes.
-
-    One next to a point is taken only where there are no others.
-    """
-    badness = _badness(y[judged_window(y, kernels.shape[1:])], kernels, FINE)
+    """Index of the kernel (n, h, w) that explains y (H, W) best, by `_badness` on what `judged_window` takes."""
+    badness = _badness(_with_smoothed(y[judged_window(y, kernels.shape[1:])]), kernels, FINE)
     return badness.index(min(badness))
 
 
 def clearly_better(y, kernel, other):
-    """Whether a fitted kernel (h, w) explains y (H, W) clearly better than another one, see FIT_SMOOTHING."""
+    """Whether a fitted kernel (h, w) explains y (H, W) clearly better than another one, see CLEARLY."""
     if extent(kernel) < POINT:
         return False
-    y, kernels = y[judged_window(y, kernel.shape)], torch.stack([kernel, other])
-    energies = free_energy(y, kernels) + free_energy(smooth(y, FIT_SMOOTHING), kernels)
-    energy, others_energy = energies.tolist()
+    images = _with_smoothed(y[judged_window(y, kernel.shape)])
+    (_, energy), (_, others_energy) = _badness(images, torch.stack([kernel, other]), FINE)
     return energy < CLEARLY * others_energy
 
 
-def _badness(y, kernels, effort):
-    """What kernels (n, h, w) are ordered by: one next to a point, which explains any image, comes after all others."""
-    energies = free_energy(y, kernels, rounds=effort["rounds"], steps=effort["steps"])
+def _with_smoothed(y):
+    """The images that kernels are judged on at full scale, see SMOOTHING."""
+    return [y, smooth(y, SMOOTHING)]
+
+
+def _badness(images, kernels, effort):
+    """What kernels (n, h, w) are ordered by: the sum of their `free_energy` in forms of one image.
+
+    One next to a point, which explains any image, comes after all others.
+    """
+    energies = sum(free_energy(y, kernels, rounds=effort["rounds"], steps=effort["steps"]) for y in images)
     return [(extent(kernel) < POINT, energy) for kernel, energy in zip(kernels, energies.tolist(), strict=True)]
 
 

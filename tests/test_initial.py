@@ -155,8 +155,11 @@ def test_starts(size):
     assert pair == (max(size) <= initial.COARSEST_KERNEL)
 
 
-@pytest.mark.parametrize(("side", "count"), [(60, 48), (100, 20), (200, 5), (600, 1)])
-def test_fewer_starts_on_large_images(side, count, monkeypatch):
+@pytest.mark.parametrize(
+    ("side", "coarser", "count"),
+    [(60, 0, 12), (60, 4, 12), (60, 5, 24), (60, 6, 48), (60, 8, 48), (100, 6, 20), (200, 0, 5), (600, 0, 1)],
+)
+def test_more_starts_for_large_kernels_and_fewer_on_large_images(side, coarser, count, monkeypatch):
     counts = []
 
     def stop(size, count, rng):
@@ -164,7 +167,7 @@ def test_fewer_starts_on_large_images(side, count, monkeypatch):
         raise StopIteration
 
     monkeypatch.setattr(initial, "_starts", stop)
-    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size: [(size, kernel_size)])
+    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size: [(size, kernel_size)] * (coarser + 1))
     with pytest.raises(StopIteration):
         initial.coarse_to_fine_kernels(torch.rand(side, side), (5, 5))
     assert counts == [count]
