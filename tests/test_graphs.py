@@ -46,9 +46,15 @@ def finish(step, run):
 def assert_same_step(run, other, step, tolerance):
     """From the same parameters two runs came to the same loss and gradient."""
     assert run.losses[step].item() == pytest.approx(other.losses[step].item(), rel=tolerance)
+    assert gradient_of(run.G_x).numel()
     for a, b in zip((run.G_x, run.G_k), (other.G_x, other.G_k), strict=True):
-        one, two = (torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]) for net in (a, b))
+        one, two = gradient_of(a), gradient_of(b)
         assert (one - two).norm() <= 10 * tolerance * one.norm()
+
+
+def gradient_of(net):
+    """All of a network's gradient; empty for G_k where the kernel is given."""
+    return torch.cat([torch.empty(0)] + [p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None])
 
 
 @torch.no_grad()
