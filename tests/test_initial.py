@@ -8,7 +8,7 @@ from scipy.signal import correlate, fftconvolve
 from skimage import data
 
 from selfdeblur import initial
-from selfdeblur.initial import deconvolve, estimate_kernel, free_energy, noise_level
+from selfdeblur.initial import deconvolve, estimate_kernel, free_energy, noise_level, refine_kernel
 from selfdeblur.kernels import camera_shake_kernel
 
 
@@ -239,6 +239,15 @@ def test_free_energy_does_not_prefer_kernels_fitted_to_noise():
     true = free_energy(y, kernel)
     for wrong in (nearer_to_a_point, initial.refine_kernel(y, kernel, rounds=4)):
         assert true < free_energy(y, wrong)
+
+
+def test_kernels_fitted_to_much_noise_are_told_by_the_smoothed_image():
+    _, kernel, y = blurred("chelsea", 128, 13, 1, 2e-2)
+    y, kernel = torch.from_numpy(y).float(), torch.from_numpy(kernel).float()
+    kernels = torch.stack([refine_kernel(y, kernel, rounds=2), kernel])
+    assert similarity(*kernels.numpy()) < 0.85
+    assert free_energy(y, kernels).argmin() == 0
+    assert initial.least_bad(y, kernels) == 1
 
 
 def test_more_noise_means_a_smoother_deconvolution_and_no_refinement(monkeypatch):
