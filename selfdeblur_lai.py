@@ -9,8 +9,8 @@ def main():
     # By default threads that wait keep their core busy for so long that two programs on one machine take four times
     # as long as one. It is read when PyTorch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from selfdeblur.benchmarks import LAI
-    from selfdeblur.cli import benchmark_main
+    from selfdeblur.data.benchmarks import LAI
+    from selfdeblur.runs.command import benchmark_main
 
     return benchmark_main(LAI)
 

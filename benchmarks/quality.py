@@ -15,13 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from selfdeblur import scoring
-from selfdeblur.arguments import Parser, guarded
-from selfdeblur.benchmarks import LAI, LEVIN
+from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
-from selfdeblur.images import find_images
+from selfdeblur.files.images import find_images
+from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.scores import scoring
+from selfdeblur.scores.tables import read_csv
 from selfdeblur.settings import PRESETS
-from selfdeblur.tables import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 # A mean over fewer images than these is not drawn: images differ more than methods.

@@ -26,10 +26,10 @@ def main():
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
-    from selfdeblur import metrics
-    from selfdeblur.benchmarks import LAI, LEVIN
-    from selfdeblur.images import read_image
-    from selfdeblur.scoring import score_folder
+    from selfdeblur.data.benchmarks import LAI, LEVIN
+    from selfdeblur.files.images import read_image
+    from selfdeblur.scores import metrics
+    from selfdeblur.scores.scoring import score_folder
 
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, maxshift {args.maxshift}")
     for benchmark in (LEVIN, LAI):

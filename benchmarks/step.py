@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from selfdeblur.api import check_kernel_size, choose_device
-from selfdeblur.arguments import Parser, guarded
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import FixedStep, NoiseSources
-from selfdeblur.memory import keep_freed_memory
 from selfdeblur.precision import PRECISIONS
+from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.runs.memory import keep_freed_memory
 from selfdeblur.settings import PRESETS, make_settings
 from selfdeblur.solver import Run
 

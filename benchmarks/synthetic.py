@@ -19,13 +19,13 @@ import skimage.data
 import torch
 
 from selfdeblur.api import deblur
-from selfdeblur.arguments import Parser, guarded
+from selfdeblur.classical.initial import deconvolve, estimate_kernel
+from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.forward import blur, centre
-from selfdeblur.initial import deconvolve, estimate_kernel
-from selfdeblur.kernels import camera_shake_kernel
-from selfdeblur.metrics import align, kernel_similarity, psnr
+from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.scores.metrics import align, kernel_similarity, psnr
+from selfdeblur.scores.tables import read_csv, write_csv
 from selfdeblur.settings import PRESETS
-from selfdeblur.tables import read_csv, write_csv
 
 # Photograph, side of the blurry image, kernel size, seed of the kernel.
 IMAGES = (

@@ -8,7 +8,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from selfdeblur.images import find_images, read_image, write_image
+from selfdeblur.files.images import find_images, read_image, write_image
 
 GAP, KERNEL = 8, 44
 

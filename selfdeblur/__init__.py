@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 from selfdeblur.api import Result, deblur
 from selfdeblur.errors import UserError
-from selfdeblur.models import load_model
+from selfdeblur.files.models import load_model
 from selfdeblur.settings import PRESETS, Settings
 
 __all__ = ["PRESETS", "Result", "Settings", "UserError", "deblur", "load_model"]

@@ -2,8 +2,10 @@
 
 import sys
 
-from selfdeblur import __version__, fetch, report, sample, tables
-from selfdeblur.arguments import Parser, guarded
+from selfdeblur import __version__
+from selfdeblur.data import fetch, sample
+from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.scores import report, tables
 
 COMMANDS = {
     "fetch": (fetch, "get a benchmark and check its files"),

@@ -32,7 +32,7 @@ class Result:
         Time that the steps took.
     quality : dict
         What speaks for or against the result, judged without the sharp image:
-        see `selfdeblur.quality.assess`.
+        see `selfdeblur.classical.quality.assess`.
     """
 
     image: np.ndarray

@@ -5,9 +5,9 @@ import json
 import math
 from dataclasses import dataclass
 
+from selfdeblur.classical.quality import DOUBT
 from selfdeblur.errors import UserError
 from selfdeblur.precision import PRECISIONS
-from selfdeblur.quality import DOUBT
 
 # The settings that the record of every result has.
 FIRST = (
@@ -52,22 +52,22 @@ class Settings:
         Whether G_x has non-local blocks, from its third scale on.
     kernel_from : tuple of str
         What G_k starts at: the kernel of a stage, where "estimate" is that of
-        `selfdeblur.initial`. Of two the mean is taken, unless the first is
+        `selfdeblur.classical.initial`. Of two the mean is taken, unless the first is
         doubtful, see ``doubt``. Empty: as it is drawn.
     doubt : float
-        If `selfdeblur.quality.disagreement` of two kernels is larger than this,
+        If `selfdeblur.classical.quality.disagreement` of two kernels is larger than this,
         another search follows, and one kernel may be left out, see `Run._agreed`.
     rival : str or None
         A stage that knows nothing of the estimate. If its kernel is far from the
         last of the others, another search follows, too, and it may take part or
         go on alone.
     guided : bool
-        G_x sees the images that `selfdeblur.initial.deconvolve` finds with these
+        G_x sees the images that `selfdeblur.classical.initial.deconvolve` finds with these
         kernels, one channel for each, instead of noise.
     mean_with : str or None
         The image is the mean of G_x(z_x) and of that of this earlier stage, both
         on all of y: what two fits have wrong is only partly the same. "deconvolved":
-        instead of a stage's, the image that `selfdeblur.initial.deconvolve` finds with
+        instead of a stage's, the image that `selfdeblur.classical.initial.deconvolve` finds with
         the least squares kernel from G_x(z_x) to y.
     window : int or None
         The stage fits only a square of y of at most this side, the one with the

@@ -10,9 +10,8 @@ from functools import partial
 import torch
 
 from networks import KernelGenerator, SkipGenerator
-from selfdeblur import quality
-from selfdeblur.forward import blur, blur_plain, centre
-from selfdeblur.initial import (
+from selfdeblur.classical import quality
+from selfdeblur.classical.initial import (
     AGAIN,
     busiest_window,
     clearly_better,
@@ -21,6 +20,7 @@ from selfdeblur.initial import (
     kernel_between,
     least_bad,
 )
+from selfdeblur.forward import blur, blur_plain, centre
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
 from selfdeblur.precision import arithmetic, generator_type
 
@@ -289,7 +289,7 @@ class Run:
         return self.target.shape == self.y.shape
 
     def quality(self):
-        """What `selfdeblur.quality.assess` says of the result so far."""
+        """What `selfdeblur.classical.quality.assess` says of the result so far."""
         x, k = self._outputs()
         return quality.assess(self.y[0, 0], x[0, 0], k[0, 0], self.disagreement)
 

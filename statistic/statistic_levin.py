@@ -7,8 +7,8 @@ from pathlib import Path
 def main():
     """Run the command line and return its exit status."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from selfdeblur.benchmarks import LEVIN
-    from selfdeblur.scoring import command_line
+    from selfdeblur.data.benchmarks import LEVIN
+    from selfdeblur.scores.scoring import command_line
 
     return command_line(LEVIN)
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from selfdeblur import graphs, runner
-from selfdeblur.benchmarks import LEVIN
-from selfdeblur.cli import benchmark_main
-from selfdeblur.results import ResultFolder, read_torch
+from selfdeblur import graphs
+from selfdeblur.data.benchmarks import LEVIN
+from selfdeblur.runs import runner
+from selfdeblur.runs.command import benchmark_main
+from selfdeblur.runs.results import ResultFolder, read_torch
 from selfdeblur.settings import make_settings
 from selfdeblur.solver import Run
 

@@ -11,8 +11,8 @@ from conftest import ROOT
 
 from selfdeblur import PRESETS
 from selfdeblur.__main__ import COMMANDS
-from selfdeblur.benchmarks import LEVIN
-from selfdeblur.cli import _parser
+from selfdeblur.data.benchmarks import LEVIN
+from selfdeblur.runs.command import _parser
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "datasets/README.md", "results/README.md", "benchmarks/README.md")]
 # Made by runs or fetched, so not part of a checkout.

@@ -20,11 +20,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from selfdeblur import UserError, files, runner
-from selfdeblur.benchmarks import LEVIN
-from selfdeblur.cli import benchmark_main
+from selfdeblur import UserError
+from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.errors import OutputError
-from selfdeblur.results import ResultFolder, read_json, read_torch, write_torch
+from selfdeblur.files import atomic as files
+from selfdeblur.runs import runner
+from selfdeblur.runs.command import benchmark_main
+from selfdeblur.runs.results import ResultFolder, read_json, read_torch, write_torch
 from selfdeblur.settings import Settings, make_settings
 from selfdeblur.solver import Run
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfdeblur import fetch
+from selfdeblur.data import fetch
 from selfdeblur.errors import UserError
 
 ROOT = Path(__file__).parents[1]

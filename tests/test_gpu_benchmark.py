@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from selfdeblur import UserError
-from selfdeblur.tables import RECORD_COLUMNS, read_csv
+from selfdeblur.scores.tables import RECORD_COLUMNS, read_csv
 
 SPEC = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks" / "gpu.py")
 gpu = importlib.util.module_from_spec(SPEC)

@@ -24,10 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from selfdeblur.classical.kernels import read_kernel
 from selfdeblur.errors import UserError
-from selfdeblur.headers import MAX_PIXELS
-from selfdeblur.images import SUFFIXES, find_images, read_image, write_image
-from selfdeblur.kernels import read_kernel
+from selfdeblur.files.headers import MAX_PIXELS
+from selfdeblur.files.images import SUFFIXES, find_images, read_image, write_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -694,7 +694,7 @@ def test_bombs_take_no_memory(tmp_path):
     code = (
         "import resource, sys\n"
         "from selfdeblur.errors import UserError\n"
-        "from selfdeblur.images import read_image\n"
+        "from selfdeblur.files.images import read_image\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         "limit = pages * resource.getpagesize() + (50 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
@@ -747,7 +747,7 @@ def test_reading_in_threads_leaves_the_terminal_alone(tmp_path, capfd):
 
 def test_without_standard_error(path):
     path.write_bytes(png(RGB, 2))
-    code = "import os, sys; os.close(2); from selfdeblur.images import read_image; print(read_image(sys.argv[1]).shape)"
+    code = "import os, sys; os.close(2); from selfdeblur.files.images import read_image as r; print(r(sys.argv[1]).shape)"
     run = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "(40, 56, 3)\n"
 

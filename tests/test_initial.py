@@ -7,9 +7,9 @@ import torch
 from scipy.signal import correlate, fftconvolve
 from skimage import data
 
-from selfdeblur import initial
-from selfdeblur.initial import deconvolve, estimate_kernel, free_energy, noise_level, refine_kernel
-from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur.classical import initial
+from selfdeblur.classical.initial import deconvolve, estimate_kernel, free_energy, noise_level, refine_kernel
+from selfdeblur.classical.kernels import camera_shake_kernel
 
 
 def blurred(picture, size, kernel_size, seed, noise=0.0):

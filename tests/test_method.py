@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 
 from networks import KernelGenerator
 from selfdeblur import UserError, colour, deblur, forward, losses
-from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.settings import PRESETS, make_settings
 from selfdeblur.solver import Run, centre, draw_z_k, draw_z_x
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from skimage.color import rgb2ycbcr
 from skimage.metrics import structural_similarity
 
-from selfdeblur import metrics
-from selfdeblur.images import read_image
+from selfdeblur.files.images import read_image
+from selfdeblur.scores import metrics
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", HERE.parent.parent / "shared"))

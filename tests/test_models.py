@@ -17,8 +17,8 @@ from torch import nn
 
 from networks import SkipGenerator
 from selfdeblur import UserError, load_model
-from selfdeblur.images import read_image
-from selfdeblur.results import read_json, read_torch, write_torch
+from selfdeblur.files.images import read_image
+from selfdeblur.runs.results import read_json, read_torch, write_torch
 
 
 class Concat(nn.Module):

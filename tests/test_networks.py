@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from networks import KernelGenerator, SkipGenerator, fused
 from networks.winograd import TiledConv
+from selfdeblur.files.images import read_image
 from selfdeblur.forward import blur, blur_plain
-from selfdeblur.images import read_image
 from selfdeblur.losses import DSSIM, dssim_plain, mse
 
 FINGERPRINT = json.loads(Path(__file__).with_name("fingerprint.json").read_text())

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_report import SETTINGS, change_record, kernel_of, make_results, write_result
 
-from selfdeblur import report
-from selfdeblur.images import write_image
+from selfdeblur.files.images import write_image
+from selfdeblur.scores import report
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from skimage.color import rgb2ycbcr
 
-from selfdeblur import sample
-from selfdeblur.benchmarks import LAI, LEVIN
+from selfdeblur.classical.kernels import camera_shake_kernel
+from selfdeblur.data import sample
+from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
-from selfdeblur.images import find_images, read_image
-from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur.files.images import find_images, read_image
 
 # SHA-256 of the decoded pixels: the compressed bytes may differ between versions of zlib.
 PIXELS = {
@@ -128,7 +128,7 @@ def test_needs_no_network_and_no_pooch(tmp_path):
         "sys.modules['pooch'] = None\n"
         "def refuse(*a, **k): raise AssertionError('network used')\n"
         "socket.socket.connect = refuse\n"
-        "from selfdeblur.sample import write_sample\n"
+        "from selfdeblur.data.sample import write_sample\n"
         f"write_sample({str(tmp_path)!r})\n"
     )
     root = Path(__file__).parents[1]

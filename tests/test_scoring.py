@@ -12,10 +12,10 @@ import generated
 import numpy as np
 import pytest
 
-from selfdeblur import metrics, scoring, tables
-from selfdeblur.benchmarks import LAI, LEVIN
+from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
-from selfdeblur.images import read_image, write_image
+from selfdeblur.files.images import read_image, write_image
+from selfdeblur.scores import metrics, scoring, tables
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))

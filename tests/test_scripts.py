@@ -15,8 +15,8 @@ import torch
 from conftest import ROOT
 
 from networks import KernelGenerator, SkipGenerator
-from selfdeblur.benchmarks import LEVIN
-from selfdeblur.cli import benchmark_main
+from selfdeblur.data.benchmarks import LEVIN
+from selfdeblur.runs.command import benchmark_main
 
 LEVIN_NAME, LAI_NAME = "im1_kernel5_img", "text_01_kernel_01"
 
@@ -35,7 +35,7 @@ def levin(folder, *arguments, **options):
 
 
 def test_a_reader_that_stops_early_is_no_error():
-    command = [sys.executable, "-c", "import sys; from selfdeblur.arguments import guarded\n"
+    command = [sys.executable, "-c", "import sys; from selfdeblur.runs.arguments import guarded\n"
                "sys.exit(guarded(lambda: print('line\\n' * 100_000)))"]  # fmt: skip
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "line\n"

@@ -11,14 +11,15 @@ import torch
 from conftest import ROOT
 
 from networks import KernelGenerator
-from selfdeblur import UserError, deblur, initial, load_model, quality, solver
-from selfdeblur.benchmarks import LEVIN
-from selfdeblur.cli import benchmark_main
-from selfdeblur.initial import busiest_window, deconvolve
-from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur import UserError, deblur, load_model, solver
+from selfdeblur.classical import initial, quality
+from selfdeblur.classical.initial import busiest_window, deconvolve
+from selfdeblur.classical.kernels import camera_shake_kernel
+from selfdeblur.data.benchmarks import LEVIN
+from selfdeblur.runs.command import benchmark_main
+from selfdeblur.scores.tables import read_csv
 from selfdeblur.settings import PRESETS, make_settings
 from selfdeblur.solver import Run, draw_z_k
-from selfdeblur.tables import read_csv
 
 
 def blurred(picture, size, kernel_size, seed):

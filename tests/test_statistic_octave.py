@@ -14,8 +14,8 @@ import generated
 import numpy as np
 import pytest
 
-from selfdeblur import scoring
-from selfdeblur.benchmarks import LAI, LEVIN
+from selfdeblur.data.benchmarks import LAI, LEVIN
+from selfdeblur.scores import scoring
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
-from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.losses import gaussian
 
 PYRAMID_RATIO = 2**0.5
@@ -313,7 +313,7 @@ def _distinct(found, count):
 
 
 def _similarity(a, b):
-    """`selfdeblur.metrics.kernel_similarity` by FFT: the sums that scores are made of take a second at 75 x 75."""
+    """`kernel_similarity` of the scores by FFT: the sums that those are made of take a second at 75 x 75."""
     size = [2 * n - 1 for n in a.shape]
     products = torch.fft.irfft2(torch.fft.rfft2(a, s=size) * torch.fft.rfft2(b, s=size).conj(), s=size)
     return float(products.max() / (a.norm() * b.norm()))

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 
 from selfdeblur.api import check_kernel_size, choose_device
-from selfdeblur.arguments import Parser, guarded
+from selfdeblur.classical.kernels import read_kernel
 from selfdeblur.errors import UserError
-from selfdeblur.images import find_images
-from selfdeblur.kernels import read_kernel
-from selfdeblur.memory import keep_freed_memory
-from selfdeblur.models import reproduce_files
+from selfdeblur.files.images import find_images
+from selfdeblur.files.models import reproduce_files
 from selfdeblur.precision import PRECISIONS
-from selfdeblur.results import ResultFolder
-from selfdeblur.runner import Job, deblur_files
+from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.runs.memory import keep_freed_memory
+from selfdeblur.runs.results import ResultFolder
+from selfdeblur.runs.runner import Job, deblur_files
 from selfdeblur.settings import PRESETS, make_settings
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from scipy import signal
 from tqdm import tqdm
 
-from selfdeblur import metrics
-from selfdeblur.arguments import Parser, guarded
-from selfdeblur.benchmarks import LAI, LEVIN
+from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
-from selfdeblur.images import SUFFIXES, read_image, write_image
-from selfdeblur.results import read_json
-from selfdeblur.tables import SCORES, add_to_record, groups_of, write_csv
+from selfdeblur.files.images import SUFFIXES, read_image, write_image
+from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.runs.results import read_json
+from selfdeblur.scores import metrics
+from selfdeblur.scores.tables import SCORES, add_to_record, groups_of, write_csv
 
 BENCHMARKS = {b.name: b for b in (LEVIN, LAI)}
 
@@ -41,7 +41,7 @@ def score_image(image, truth, *, reference=None, maxshift=10):
     reference : ndarray, optional
         The result with the true kernel, for the error ratios.
     maxshift : int
-        Pixels, see `selfdeblur.metrics.align`.
+        Pixels, see `selfdeblur.scores.metrics.align`.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def score_image(image, truth, *, reference=None, maxshift=10):
         ``psnr`` (dB), ``ssim``, ``ssim_plain``, ``error_ratio``,
         ``ssd_ratio`` (None without ``reference``), ``shift_y``, ``shift_x``
         (pixels), ``on_rim``.
-    alignment : selfdeblur.metrics.Alignment
+    alignment : selfdeblur.scores.metrics.Alignment
         The moved result, the cut truth and their difference.
 
     Raises

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from selfdeblur.errors import UserError
-from selfdeblur.files import write_bytes
-from selfdeblur.headers import MAX_PIXELS, HeaderError, read_header
+from selfdeblur.files.atomic import write_bytes
+from selfdeblur.files.headers import MAX_PIXELS, HeaderError, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".webp")
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from selfdeblur.errors import UserError
-from selfdeblur.files import write_bytes, write_text
-from selfdeblur.images import write_image
+from selfdeblur.files.atomic import write_bytes, write_text
+from selfdeblur.files.images import write_image
 
 try:
     import fcntl

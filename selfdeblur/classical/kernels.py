@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from selfdeblur.errors import UserError
-from selfdeblur.images import open_without_waiting, read_image
+from selfdeblur.files.images import open_without_waiting, read_image
 
 _MAX_NUMPY_BYTES = 1 << 25
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from selfdeblur.benchmarks import LAI, LEVIN
+from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
-from selfdeblur.files import write_text
+from selfdeblur.files.atomic import write_text
 
 SCORES = ("psnr", "ssim", "ssim_plain", "error_ratio", "ssd_ratio", "kernel_similarity")
 
@@ -82,7 +82,7 @@ def add_to_record(path, rows, *, method, preset=None, source, commit=None):
     path : str or Path
         CSV with the columns ``RECORD_COLUMNS``; made if absent.
     rows : list of dict
-        From `selfdeblur.scoring.score_folder`; those without a score are left
+        From `selfdeblur.scores.scoring.score_folder`; those without a score are left
         out.
     method, preset, source, commit : str
         What was run, with which settings, where the figures come from, and the

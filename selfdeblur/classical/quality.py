@@ -2,8 +2,8 @@
 
 import torch
 
+from selfdeblur.classical.initial import POINT, deconvolve, extent, noise_level, smooth
 from selfdeblur.forward import blur, centre
-from selfdeblur.initial import POINT, deconvolve, extent, noise_level, smooth
 
 # Two kernels whose images differ by more than this, see `disagreement`, cannot both be nearly right.
 DOUBT = 0.035
@@ -39,7 +39,7 @@ def assess(y, x, kernel, disagreed=None):
     -------
     dict
         ``doubtful`` (bool), ``reasons`` (list of str) and the measures behind
-        them: ``kernel_extent``, see `selfdeblur.initial.extent`;
+        them: ``kernel_extent``, see `selfdeblur.classical.initial.extent`;
         ``kernel_spread``, the exponential of the entropy over the number of
         entries, 1 for a flat kernel; ``kernel_rim``, the share of the sum in
         the outermost row and column at each side; ``contrast``, standard
@@ -81,7 +81,7 @@ def ringing(y, kernel):
     """How far the image deconvolved with a kernel overshoots black and white.
 
     An error of the kernel makes ripples along every strong edge; nothing keeps
-    `selfdeblur.initial.deconvolve` within the range of an image. Where y is
+    `selfdeblur.classical.initial.deconvolve` within the range of an image. Where y is
     clipped it overshoots for any kernel, and is not to be trusted either.
 
     Parameters
@@ -113,7 +113,7 @@ def disagreement(y, first, second, size):
     y : tensor (H, W)
         Blurry image, 0..1.
     first, second : tensor (H + h - 1, W + w - 1)
-        What `selfdeblur.initial.deconvolve` makes of y with either kernel.
+        What `selfdeblur.classical.initial.deconvolve` makes of y with either kernel.
     size : (int, int)
         Size (h, w) of the kernels.
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from selfdeblur import metrics, scoring
 from selfdeblur.errors import UserError
-from selfdeblur.files import write_text
-from selfdeblur.images import SUFFIXES, read_image
-from selfdeblur.results import file_hash
+from selfdeblur.files.atomic import write_text
+from selfdeblur.files.images import SUFFIXES, read_image
+from selfdeblur.runs.results import file_hash
+from selfdeblur.scores import metrics, scoring
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -148,7 +148,7 @@ def render(
     benchmark : str
         ``levin``, ``lai`` or ``auto``.
     maxshift : int
-        Pixels, see `selfdeblur.metrics.align`.
+        Pixels, see `selfdeblur.scores.metrics.align`.
     max_side : int
         Pictures with a longer side are reduced to it; 0 keeps all as they are.
     progress : bool

@@ -29,7 +29,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from selfdeblur.errors import UserError
-from selfdeblur.files import write_bytes, write_text
+from selfdeblur.files.atomic import write_bytes, write_text
 
 REGISTRY = Path(__file__).with_name("registry.json")
 URL = "https://raw.githubusercontent.com"

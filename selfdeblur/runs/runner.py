@@ -16,9 +16,9 @@ from tqdm import tqdm
 from selfdeblur import __version__
 from selfdeblur.api import check_image, finish, start
 from selfdeblur.errors import OutputError, StoppedError, UserError
+from selfdeblur.files.images import read_image
 from selfdeblur.graphs import CHECK_EVERY, FixedStep, NoiseSources, out_of_memory, wanted
-from selfdeblur.images import read_image
-from selfdeblur.results import file_hash
+from selfdeblur.runs.results import file_hash
 from selfdeblur.settings import Settings
 
 try:

@@ -10,9 +10,9 @@ from networks import KernelGenerator, SkipGenerator
 from selfdeblur.api import check_image
 from selfdeblur.colour import with_luminance
 from selfdeblur.errors import UserError
-from selfdeblur.images import read_image, write_image
-from selfdeblur.legacy import read_legacy
-from selfdeblur.results import read_json, read_torch
+from selfdeblur.files.images import read_image, write_image
+from selfdeblur.files.legacy import read_legacy
+from selfdeblur.runs.results import read_json, read_torch
 from selfdeblur.solver import Z_CHANNELS, centre, draw_z_k, draw_z_x
 
 # A damaged file may claim any size.

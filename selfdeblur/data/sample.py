@@ -29,9 +29,9 @@ import numpy as np
 import skimage.data
 from skimage.color import rgb2ycbcr
 
-from selfdeblur.benchmarks import LAI, LEVIN
-from selfdeblur.images import read_image, write_image
-from selfdeblur.kernels import camera_shake_kernel
+from selfdeblur.classical.kernels import camera_shake_kernel
+from selfdeblur.data.benchmarks import LAI, LEVIN
+from selfdeblur.files.images import read_image, write_image
 
 FOLDER = Path("datasets/sample")
 # Small images bear no blur of 31 pixels, which is the least in Lai's table.

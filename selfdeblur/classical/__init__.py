@@ -1,0 +1,1 @@
+"""Classical means: the kernel search, its judge, deconvolution with a known kernel."""

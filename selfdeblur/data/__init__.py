@@ -1,0 +1,1 @@
+"""The benchmarks and the sample: their names, how they get here, how they are made."""

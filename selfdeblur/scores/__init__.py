@@ -1,0 +1,1 @@
+"""Scores: metrics, scoring of results, tables, the report page."""
