@@ -562,7 +562,7 @@ def _listed(names, most=6):
 
 def _commit():
     """Short name of this package's commit, with a + if its files were changed since; None outside git."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     try:
         run = [
             subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
