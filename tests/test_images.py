@@ -747,7 +747,10 @@ def test_reading_in_threads_leaves_the_terminal_alone(tmp_path, capfd):
 
 def test_without_standard_error(path):
     path.write_bytes(png(RGB, 2))
-    code = "import os, sys; os.close(2); from selfdeblur.files import images as i; print(i.read_image(sys.argv[1]).shape)"
+    code = (
+        "import os, sys; os.close(2); from selfdeblur.files.images import read_image; "
+        "print(read_image(sys.argv[1]).shape)"
+    )
     run = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "(40, 56, 3)\n"
 
