@@ -19,7 +19,7 @@ import skimage.data
 import torch
 
 from selfdeblur.api import deblur
-from selfdeblur.classical.initial import deconvolve, estimate_kernel
+from selfdeblur.classical import deconvolve, estimate_kernel
 from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.forward import blur, centre
 from selfdeblur.runs.arguments import Parser, guarded
