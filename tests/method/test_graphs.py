@@ -168,8 +168,7 @@ class NothingWaits(TorchDispatchMode):
     """Fails where a step reads a number from a tensor, makes a tensor of Python numbers, or draws random numbers.
 
     The first waits for the GPU, the second copies from memory that is not pinned, and the third, from a generator that
-    the graph does not know, is the same each time:
-    a CUDA graph bears none of them.
+    the graph does not know, is the same each time: a CUDA graph bears none of them.
     """
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift", "masked_select", "rand", "normal", "uniform", "dropout")
