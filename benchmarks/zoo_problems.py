@@ -67,7 +67,7 @@ PARTS = {
     "handwriting": (172, 448, 0, 0, False),
     "immunohistochemistry": (512, 512, 0, 0, True),
     "retina": (480, 480, 110, 110, True),
-    "cell": (660, 550, 0, 0, False),
+    "cell": (380, 380, 180, 170, False),
     "brick": (512, 512, 0, 0, False),
     "grass": (512, 512, 0, 0, False),
     "gravel": (512, 512, 0, 0, False),
