@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy.signal import convolve
@@ -256,20 +257,21 @@ def _kernel(kind, size, rng):
         kernel = camera_shake_kernel(support, rng=rng)
     elif kind == "shake thick":
         stroke = min(_between(*STROKES, rng), support / 3)
-        kernel = _stroked(camera_shake_kernel(_odd_below(support - stroke + 2), rng=rng), stroke)
-    elif kind == "line":
-        angle, stroke = np.pi * rng.random(), _between(1, 2, rng)
-        length = (support - stroke) * np.linspace(-0.5, 0.5, 4096)
-        kernel = _stroked(_points(length * np.sin(angle), length * np.cos(angle), support), stroke)
+        kernel = _stroked(camera_shake_kernel(max(_odd_below(support - _pen_size(stroke) + 4), 3), rng=rng), stroke)
+    elif kind in ("line", "double"):
+        angle, share, stroke = np.pi * rng.random(), _between(0.3, 0.7, rng), _between(1, 2, rng)
+        turn = np.array([np.sin(angle), np.cos(angle)])
+        # From end to end; a point between four pixels takes up two of them, and the pen goes to either side.
+        length = (support - 1 - _pen_size(stroke)) / np.abs(turn).max()
+        places, weights = (
+            (np.linspace(-0.5, 0.5, 4096), 1) if kind == "line" else (np.array([-0.5, 0.5]), [share, 1 - share])
+        )
+        kernel = _stroked(_points(*(length * turn[:, None] * places), support, np.array(weights)), stroke)
     elif kind == "disk":
         kernel = _disk(support - _between(0, 1.5, rng))
-    elif kind == "Gaussian":
+    else:
         side = np.exp(-0.5 * (np.arange(support) - support // 2) ** 2 / (support / 6) ** 2)
         kernel = side[:, None] * side
-    else:
-        angle, share, distance = np.pi * rng.random(), _between(0.3, 0.7, rng), (support - 3) / 2
-        rows, columns = (np.array([-1, 1]) * distance * turn(angle) for turn in (np.sin, np.cos))
-        kernel = _stroked(_points(rows, columns, support, np.array([share, 1 - share])), _between(1, 2, rng))
     rows, columns = (np.flatnonzero(kernel.any(axis)) for axis in (1, 0))
     kernel = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     before = [(size - n) // 2 for n in kernel.shape]
@@ -277,7 +279,7 @@ def _kernel(kind, size, rng):
     return np.pad(kernel / kernel.sum(), padding)
 
 
-def _points(rows, columns, size, weights=1.0):
+def _points(rows, columns, size, weights):
     """Points around the middle of (size, size), each shared among the four pixels around it."""
     kernel = np.zeros((size + 2, size + 2))
     rows, columns = rows + (size + 1) / 2, columns + (size + 1) / 2
@@ -294,9 +296,14 @@ def _stroked(kernel, width):
     return convolve(kernel, _disk(width), method="direct") if width > 1 else kernel
 
 
+def _pen_size(width):
+    """Pixels a side of a pen of a width."""
+    return 2 * math.ceil((width - 1) / 2) + 1
+
+
 def _disk(diameter, parts=16):
     """A disk; each pixel is worth the share of it that is covered."""
-    size = 2 * math.ceil((diameter - 1) / 2) + 1
+    size = _pen_size(diameter)
     place = (np.arange(size * parts) + 0.5) / parts - size / 2
     inside = place[:, None] ** 2 + place**2 <= (diameter / 2) ** 2
     disk = inside.reshape(size, parts, size, parts).mean((1, 3))
@@ -335,6 +342,8 @@ def _picture(name, size, rng):
     if name.endswith(", lights"):
         return _lights(_cropped(name.removesuffix(", lights"), size, rng), rng)
     if name in DRAWINGS:
+        if not hasattr(ImageFont, "load_default_imagefont"):
+            raise UserError(f"Pillow {PIL.__version__}: its letters need 10.4 or later; run pip install -U pillow")
         return DRAWINGS[name](size, rng)
     return _cropped(name, size, rng)
 
@@ -379,11 +388,7 @@ FINE = 2
 
 def _font(height):
     """Pillow's own typeface, capital letters of a height in fine pixels."""
-    try:
-        font = ImageFont.load_default(height / 0.7)
-    except TypeError as error:
-        raise UserError("Pillow: letters of any size need version 10.1 or later; pip install -U pillow") from error
-    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.load_default(height / 0.7).font_variant(layout_engine=ImageFont.Layout.BASIC)
 
 
 def _text(words, rng):
