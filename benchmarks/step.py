@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from selfdeblur.api import choose_device
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.checks import check_kernel_size
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import FixedStep
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.runs.memory import keep_freed_memory
 from selfdeblur.settings import PRECISIONS, PRESETS, make_settings
 from selfdeblur.stages import Run

@@ -31,12 +31,12 @@ from PIL import Image, ImageDraw, ImageFont
 from zoo_problems import KERNELS, PICTURES, SEEDS, Problem, problems, score
 
 from selfdeblur import api
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.classical import deconvolve, estimate_kernel, quality
 from selfdeblur.colour import luminance
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import write_image
 from selfdeblur.forward import centre
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.scores.metrics import kernel_similarity
 from selfdeblur.scores.scoring import commit_of_package
 from selfdeblur.scores.tables import read_csv, write_csv

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from selfdeblur.api import choose_device
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.checks import check_kernel_size
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import find_images
 from selfdeblur.files.kernels import read_kernel
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.runs.memory import keep_freed_memory
 from selfdeblur.runs.reproduce import reproduce_files
 from selfdeblur.runs.results import ResultFolder

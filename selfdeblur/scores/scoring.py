@@ -14,11 +14,11 @@ import numpy as np
 from scipy import signal
 from tqdm import tqdm
 
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import SUFFIXES, read_image, write_image
 from selfdeblur.files.records import read_json
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.scores import metrics
 from selfdeblur.scores.tables import SCORES, add_to_record, groups_of, write_csv
 
