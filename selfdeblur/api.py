@@ -11,7 +11,7 @@ from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import stepping
-from selfdeblur.settings import Settings, make_settings
+from selfdeblur.settings import Settings, check_known_kernel, make_settings
 from selfdeblur.stages import Run
 
 # Fewest pixels that image and kernel have together on a side, less one: five halvings of H + h - 1 must leave the two
@@ -125,12 +125,7 @@ def deblur(
 
 def start(y, kernel_size, settings, *, device=None, kernel=None):
     """A `Run` at its first step for a checked image y, see `deblur` for the parameters."""
-    if (kernel is None) == (settings.preset == "nonblind"):
-        raise UserError(
-            "kernel: preset nonblind needs a kernel"
-            if kernel is None
-            else f"kernel: preset {settings.preset} estimates the kernel; use preset nonblind with a known one"
-        )
+    check_known_kernel(settings.preset, kernel is not None)
     if kernel is not None:
         kernel = check_kernel(kernel).astype(np.float32)
         if kernel_size is not None and check_kernel_size(kernel_size) != kernel.shape:
@@ -152,6 +147,11 @@ def start(y, kernel_size, settings, *, device=None, kernel=None):
 def to_arrays(output, y):
     """Sharp image (shape of y, with its chroma) and kernel (h, w) of a run's `Output` on image y, as float32 arrays."""
     return with_luminance(y, output.image.cpu().numpy()), output.kernel.cpu().numpy()
+
+
+def affordable_preset():
+    """The method of the paper, "release", where there is a GPU; "fast", which takes minutes on a CPU, elsewhere."""
+    return "release" if torch.cuda.is_available() else "fast"
 
 
 def choose_device(device=None):

@@ -170,6 +170,12 @@ class Settings:
         }
 
 
+# The preset that takes a known kernel; all others estimate it.
+NONBLIND = "nonblind"
+
+# Weight of the total variation over the deviation of the noise: the paper's rule for noisy images.
+TV_WEIGHT_OF_NOISE = 0.1
+
 # A stage that fits the kernel, in the way of the paper, in little time.
 THIN = {"num_iter": 160, "mse_steps": 0, "lr_kernel": 5e-4, "channels": (16, 32, 32, 32), "window": 320}
 
@@ -196,7 +202,7 @@ PRESETS = {
         "the paper: mean squared error plus 1e-6 times the total variation throughout",
         {"mse_steps": None, "tv_weight": 1e-6},
     ),
-    "nonblind": (
+    NONBLIND: (
         "the released program for a known kernel: only the image generator is fitted, with 1 - SSIM",
         {"num_iter": 1000, "mse_steps": 0, "milestones": (700, 800, 900)},
     ),
@@ -236,6 +242,23 @@ PRESETS = {
         },
     ),
 }
+
+
+def check_known_kernel(preset, known, *, kernel="kernel"):
+    """Raise `UserError` unless the kernel is known just where the preset takes one.
+
+    Parameters
+    ----------
+    preset : str
+    known : bool
+        Whether a kernel is given.
+    kernel : str
+        What the kernel's argument is called where the user gave it.
+    """
+    if known and preset != NONBLIND:
+        raise UserError(f"{kernel}: preset {preset} estimates the kernel; use preset {NONBLIND} with a known one")
+    if not known and preset == NONBLIND:
+        raise UserError(f"{kernel}: preset {NONBLIND} needs a kernel")
 
 
 def make_settings(preset="release", **changes):

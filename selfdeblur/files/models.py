@@ -8,6 +8,7 @@ import torch
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur.errors import UserError
 from selfdeblur.files.legacy import read_legacy
+from selfdeblur.files.names import RECORD
 from selfdeblur.files.records import read_json
 from selfdeblur.files.tensors import read_torch
 from selfdeblur.forward import centre
@@ -101,7 +102,7 @@ def load_model(path, *, image_size=None, kernel_size=None, seed=None):
         state = read_legacy(path)
     if not isinstance(state, dict) or not all(_is_held(value) for value in state.values()):
         raise UserError(f"{path}: not the state of a network")
-    record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + ".json")) or {}
+    record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + RECORD)) or {}
     kernel_size = kernel_size or record.get("kernel_size")
     image_size = image_size or record.get("image_size")
     seed = record.get("settings", {}).get("seed", 0) if seed is None else seed
