@@ -31,15 +31,14 @@ from PIL import Image, ImageDraw, ImageFont
 from zoo_problems import KERNELS, PICTURES, SEEDS, Problem, problems, score
 
 from selfdeblur import api
-from selfdeblur.classical import quality
-from selfdeblur.classical.initial import deconvolve, estimate_kernel
+from selfdeblur.arguments import Parser, guarded
+from selfdeblur.classical import deconvolve, estimate_kernel, quality
 from selfdeblur.colour import luminance
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import write_image
 from selfdeblur.forward import centre
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.scores.metrics import kernel_similarity
-from selfdeblur.scores.scoring import _commit
+from selfdeblur.scores.scoring import commit_of_package
 from selfdeblur.scores.tables import read_csv, write_csv
 from selfdeblur.settings import PRESETS
 
@@ -165,7 +164,7 @@ def run(args):
     numbers = {(row["half"], row["number"]) for row in done}
     left = [problem for problem in mine if (problem.half, problem.number) not in numbers]
     left.sort(key=lambda problem: -(problem.side[0] * problem.side[1]) * (1 + problem.kernel_size[0] / 20))
-    commit = _commit()
+    commit = commit_of_package()
     others = {row["commit"] for row in done} - {commit}
     if others:
         print(

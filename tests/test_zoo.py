@@ -9,7 +9,6 @@ import torch
 from conftest import ROOT
 from scipy.signal import correlate
 
-from selfdeblur import solver
 from selfdeblur.errors import UserError
 from selfdeblur.forward import blur_plain
 from selfdeblur.scores.tables import read_csv, write_csv
@@ -218,7 +217,7 @@ def test_a_row_has_the_stages_of_the_preset(monkeypatch):
         return truth.clone()
 
     monkeypatch.setattr(zoo, "estimate_kernel", known)
-    monkeypatch.setattr(solver, "estimate_kernel", known)
+    monkeypatch.setattr("selfdeblur.stages.estimate_kernel", known)
     found = zoo.measure(problem, "fast", num_iter=3)
     assert found["estimate"] == pytest.approx(found["true"], abs=0.01)
     assert found["estimate_similarity"] == pytest.approx(1, abs=1e-4)
