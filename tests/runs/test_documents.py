@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 from selfdeblur import PRESETS
 from selfdeblur.__main__ import COMMANDS
