@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 from scipy.signal import correlate
 
 from selfdeblur.errors import UserError
