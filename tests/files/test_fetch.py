@@ -18,14 +18,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from common import SHARED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfdeblur.data import fetch
 from selfdeblur.errors import UserError
-
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))
 
 FILES = {
     "im1_kernel1_img.png": b"blurry one" * 5000,

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from common import ROOT
 from fuzzing import EDITS, FUZZ, edit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,8 +29,6 @@ from selfdeblur.classical.kernels import read_kernel
 from selfdeblur.errors import UserError
 from selfdeblur.files.headers import MAX_PIXELS
 from selfdeblur.files.images import SUFFIXES, find_images, read_image, write_image
-
-ROOT = Path(__file__).parents[2]
 
 
 def _smooth(height=40, width=56):

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import shared_folder
+from common import SHARED
 from fuzzing import EDITS, FUZZ, edit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,7 +113,7 @@ def test_the_authors_image_generator(tmp_path, stand_ins, zipped):
 
 
 def test_the_authors_kernel_of_a_real_run():
-    folder = shared_folder() / "reference" / "models"
+    folder = SHARED / "reference" / "models"
     if not folder.is_dir():
         pytest.skip("NOT TESTED: a model of the authors' program, because the reference folder is not here")
     kernel = load_model(folder / "im1_kernel5_img_knet.pth").kernel

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 
 from selfdeblur import graphs
 from selfdeblur.data.benchmarks import LEVIN

@@ -6,7 +6,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 from selfdeblur import UserError
 from selfdeblur.scores.tables import RECORD_COLUMNS, read_csv

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur.data.benchmarks import LEVIN

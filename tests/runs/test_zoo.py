@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 from scipy.signal import correlate
 
 from selfdeblur.errors import UserError
@@ -149,7 +149,7 @@ def row(number, label="a", half="development", **changes):
         "result": 28.0,
         "true": 30.0,
     }
-    return problem | values | {"doubted": "no", "seconds": 10.0, "commit": "1"} | changes
+    return problem | values | {"doubted": "no", "seconds": 10.0, "cpu_seconds": 9.0, "commit": "1"} | changes
 
 
 def test_the_summary_follows_from_the_rows():
@@ -179,8 +179,8 @@ def test_the_table_compares_labels_on_their_common_problems(tmp_path, capsys):
     assert zoo.main(["table", "--csv", str(tmp_path / "zoo.csv")]) == 0
     out = capsys.readouterr().out
     assert "## development, 2 problems" in out
-    assert "| a | 20.00 | 27.00 | 27.00 | 30.00 | 3.00 | 50% | 50% | 10 |" in out
-    assert "| b | 20.00 | 27.00 | 29.00 | 30.00 | 1.00 | 0% | 0% | 10 |" in out
+    assert "| a | 20.00 | 27.00 | 27.00 | 30.00 | 3.00 | 50% | 50% | 10 | 9 |" in out
+    assert "| b | 20.00 | 27.00 | 29.00 | 30.00 | 1.00 | 0% | 0% | 10 | 9 |" in out
     assert "| a | 0 | 1 | 0 | 1 |" in out
     assert "## report, 1 problems" in out
     assert zoo.main(["plot", "--csv", str(tmp_path / "zoo.csv"), "--to", str(tmp_path / "gap.png")]) == 0
