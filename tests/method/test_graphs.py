@@ -6,6 +6,7 @@ python -m pytest -k cuda tests/method/test_graphs.py
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_a_step_that_cannot_be_recorded_is_done_as_it_stands(monkeypatch):
     run = make_run(SHORT_SETTINGS["release"])
     fixed = FixedStep(run.fit)
     fixed.step()
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(register_generator_state=lambda rng: None))
     monkeypatch.setattr(FixedStep, "recordable", True)
     stream, fixed.stream = fixed.stream, object()
 
