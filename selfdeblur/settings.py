@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from selfdeblur.errors import UserError
 
@@ -142,7 +143,7 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise UserError(f"precision: {self.precision!r} is unknown; there are {', '.join(PRECISIONS)}")
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The settings as a dictionary that JSON can hold.
 
         Settings that came later are left out where they are at their default, so results from before stay valid.
@@ -155,11 +156,11 @@ class Settings:
             if name in ALWAYS_RECORDED or getattr(self, name) != defaults[name]
         }
 
-    def data_term(self, step):
+    def data_term(self, step: int) -> str:
         """Name of the data term at a step of a stage, counted from 0: "mse" or "1-ssim"."""
         return "mse" if self.mse_steps is None or step < self.mse_steps else "1-ssim"
 
-    def each_stage(self):
+    def each_stage(self) -> "dict[str, Settings]":
         """The settings of each stage by its name, in order."""
         if not self.stages:
             return {self.preset: self}
@@ -193,7 +194,7 @@ GUIDED = {
 }
 
 # What each preset is, then what it changes from the defaults above, which are the released program's.
-PRESETS = {
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "release": (
         "the released program: mean squared error for 1000 steps (500 on Lai), then 1 - SSIM, no total variation",
         {},
@@ -244,7 +245,7 @@ PRESETS = {
 }
 
 
-def check_known_kernel(preset, known, *, kernel="kernel"):
+def check_known_kernel(preset: str, known: bool, *, kernel: str = "kernel") -> None:
     """Raise `UserError` unless the kernel is known just where the preset takes one.
 
     Parameters
@@ -261,7 +262,7 @@ def check_known_kernel(preset, known, *, kernel="kernel"):
         raise UserError(f"{kernel}: preset {NONBLIND} needs a kernel")
 
 
-def make_settings(preset="release", **changes):
+def make_settings(preset: str = "release", **changes: Any) -> Settings:
     """The settings of a preset, with changes.
 
     Parameters

@@ -6,6 +6,7 @@
 `selfdeblur.forward`.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -28,7 +29,15 @@ PRIOR_WEIGHT, LITTLE_NOISE = 1e-4, 3e-3
 DIFFERENCE_WEIGHTS = (1.0, 1.0, 0.25, 0.25, 0.25)
 
 
-def deconvolve(y, kernel, *, weight=None, exponent=0.8, rounds=4, steps=20):
+def deconvolve(
+    y: torch.Tensor | np.ndarray,
+    kernel: torch.Tensor | np.ndarray,
+    *,
+    weight: float | None = None,
+    exponent: float = 0.8,
+    rounds: int = 4,
+    steps: int = 20,
+) -> torch.Tensor:
     """Find the sharp image for a known kernel.
 
     Minimises ``|y - k ⊗ x|^2 + weight * sum |D x|^exponent`` by iteratively

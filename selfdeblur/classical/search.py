@@ -12,7 +12,8 @@ Everything is greyscale; every kernel is meant in the correlation sense of
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,7 +91,15 @@ PIXELS_AT_A_TIME = 1 << 21
 MOST_NOISE_REFINED = 4e-3
 
 
-def estimate_kernel(y, kernel_size, *, variants=VARIANTS, searches=SEARCHES, starts=STARTS, powers=POWERS):
+def estimate_kernel(
+    y: torch.Tensor | np.ndarray,
+    kernel_size: tuple[int, int],
+    *,
+    variants: Sequence[Mapping[str, Any]] = VARIANTS,
+    searches: Sequence[tuple[int, int]] = SEARCHES,
+    starts: int = STARTS,
+    powers: Sequence[float] = POWERS,
+) -> torch.Tensor:
     """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
     Parameters

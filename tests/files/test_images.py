@@ -25,10 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from selfdeblur.classical.kernels import read_kernel
 from selfdeblur.errors import UserError
 from selfdeblur.files.headers import MAX_PIXELS
 from selfdeblur.files.images import SUFFIXES, find_images, read_image, write_image
+from selfdeblur.files.kernels import read_kernel
 
 
 def _smooth(height=40, width=56):
