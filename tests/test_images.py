@@ -508,6 +508,9 @@ MALFORMED = {
     "tiff with an orientation beyond its end": TIFF_TURNED.replace(
         struct.pack("<HHL", 274, 3, 1), struct.pack("<HHL", 274, 3, 2**30)
     ),
+    "tiff with places of strips as signed bytes": tiff(RGB16, byteorder=">").replace(
+        struct.pack(">HHL", 273, 4, 1), struct.pack(">HHL", 273, 6, 1)
+    ),
     "tiff with too few strips": tiff_tag(TIFF, 273, 8, number=1),
     "tiff without directory": b"II*\0\0\0\0\0" + bytes(100),
     "tiff whose directory is beyond its end": b"II*\0\xff\xff\xff\x7f" + bytes(100),
@@ -524,6 +527,7 @@ MALFORMED = {
     "bmp -5 wide": bmp(-5, 40, 24, bmp_rows(RGB)),
     "bmp of 2**31 - 1 squared": bmp(2**31 - 1, 2**31 - 1, 24, bmp_rows(RGB)),
     "bmp of height -2**31": bmp(1, -(2**31), 24, bmp_rows(RGB)),
+    "bmp of 2 planes": edited(bmp(56, 40, 24, bmp_rows(RGB)), 26, b"\2"),
     "bmp of 7 bits": bmp(56, 40, 7, bmp_rows(RGB)),
     "bmp of 0 bits": bmp(56, 40, 0, bmp_rows(RGB)),
     "bmp with a jpeg in it": bmp(56, 40, 24, bmp_rows(RGB), compression=4),

@@ -2,19 +2,20 @@
 
 A decoder takes a file's word for its size, and some decoders return a picture
 that is half grey for a file that was cut off. Pillow and tifffile tell size,
-kind, number of pictures and orientation. Our own are the limits, the checks
-that all bytes are there, where these libraries leave that to their decoders,
-and the reading of PGM and PPM: no library gives the values of a file whose
-largest value is neither 255 nor 65535 as they are.
+kind, number of pictures and orientation. Here is what they leave open: the
+limits, the check that all bytes are there where only their decoders make it,
+what has to be taken out before OpenCV decodes, and PGM and PPM, whose values
+no library gives as they are where the largest is neither 255 nor 65535.
 """
 
 import contextlib
 import io
 import logging
 import re
+import struct
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tifffile
@@ -25,6 +26,7 @@ MAX_PIXELS = 1 << 26
 # A decoder works through each of these in full, however short it is in the file.
 _MAX_SCANS = 100
 _MAX_PAGES = 100
+_MAX_PAGES_WANTED = 1000
 # Reads of a file in pieces (chunks, segments), each of which costs a turn of a loop in Python.
 _MAX_READS = 1 << 18
 # Numbers written as text take some 40 bytes of memory each while they are read.
@@ -77,19 +79,24 @@ def read_header(content):
     _require(content, "the file is empty")
     for magic, reader in _FORMATS:
         if re.match(magic, content, re.DOTALL):
-            try:
-                return reader(content)
-            except (HeaderError, MemoryError):
-                raise
-            except Image.DecompressionBombError as error:
-                raise HeaderError(f"too many pixels (at most {MAX_PIXELS}); scale it down or cut it") from error
-            except Exception as error:
-                # A damaged file can break off the libraries' reading in any way.
-                raise HeaderError(_DAMAGED) from error
+            return _told(reader, content)
     for magic, name in _OTHERS:
         if re.match(magic, content, re.DOTALL):
             raise HeaderError(f"{name} files are not read; convert it to PNG")
     raise HeaderError("not an image, or of an unknown format (known: PNG, JPEG, TIFF, BMP, PGM, PPM, WebP)")
+
+
+def _told(reader, *arguments):
+    """What a reader returns; whatever it raises becomes a `HeaderError`."""
+    try:
+        return reader(*arguments)
+    except (HeaderError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise HeaderError(f"too many pixels (at most {MAX_PIXELS}); scale it down or cut it") from error
+    except Exception as error:
+        # A damaged file can break off the libraries' reading in any way.
+        raise HeaderError(_DAMAGED) from error
 
 
 def _require(condition, reason):
@@ -119,19 +126,57 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep the warnings and the log of Pillow and tifffile from the terminal; gives the list of tifffile's records."""
-    records = []
+    """Keep the warnings and the log of Pillow and tifffile from the terminal."""
     logger = logging.getLogger("tifffile")
-    keep = records.append  # gives None, by which a filter says that a record goes no further
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Of an animation that makes no sense Pillow would go on to read the first picture.
         warnings.filterwarnings("error", "Invalid APNG")
-        logger.addFilter(keep)
+        logger.addFilter(_nothing)
         try:
-            yield records
+            yield
         finally:
-            logger.removeFilter(keep)
+            logger.removeFilter(_nothing)
+
+
+def _nothing(record):
+    return False
+
+
+def upright_exif(data):
+    """EXIF, or a TIFF, whose first directory says that the picture is upright and names no preview; else as it was.
+
+    What a program that turns the picture itself has to write back. The preview would show the picture as it was.
+
+    Parameters
+    ----------
+    data : bytes
+        EXIF from its byte order mark on, without the ``Exif`` before it in some formats.
+
+    Returns
+    -------
+    bytes
+        Of the same length; unchanged where it is no EXIF that can be read.
+    """
+    file = _File(data)
+    try:
+        with _quiet(), tifffile.TiffFile(file) as tiff:
+            page, form = tiff.pages.first, tiff.tiff
+            turned = page.tags.valueof(274, 1) > 4
+            if 274 in page.tags:
+                page.tags[274].overwrite(1)
+            if turned and 34665 in page.tags:  # sizes, which programs show, change places
+                tiff.filehandle.seek(page.tags[34665].valueoffset)
+                sizes = tifffile.TiffPage(tiff, index=1).tags
+                width, height = sizes.valueof(40962), sizes.valueof(40963)
+                if width and height:
+                    sizes[40962].overwrite(height)
+                    sizes[40963].overwrite(width)
+            tiff.filehandle.seek(page.offset + form.tagnosize + len(page.tags) * form.tagsize)
+            tiff.filehandle.write(bytes(form.offsetsize))
+    except Exception:
+        return data
+    return file.getvalue()
 
 
 # PNG, JPEG, BMP, WebP
@@ -162,6 +207,7 @@ def _pillow(content):
             animated = content[12:16] == b"VP8X" and content[20] & 2
             _require(not animated, "an animation; save the picture to use as a file of its own")
         elif image.format == "BMP":
+            _require(content[26:28] == b"\1\0", "a BMP of an unusual kind; convert it to PNG")  # one plane of colour
             for codec, _, offset, arguments in image.tile:
                 rows = arguments[1] * image.height if codec == "raw" else 0
                 _require(offset + rows <= len(content), "the file is truncated")
@@ -180,74 +226,139 @@ def _pillow(content):
     grey = {"1": True, "L": True, "P": None}.get(image.mode, False)
     if image.format == "PNG":
         grey = content[25] in (0, 4)  # its kind of colour; Pillow calls grey with alpha of 16 bits RGBA
+        content = _bare_png(content)
     return Header(image.height, image.width, grey, content, orientation)
+
+
+def _bare_png(content):
+    """The chunks that hold the picture: what others say of transparency or gamma must not change its values."""
+    kept, at = [content[:8]], 8
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
 
 
 # TIFF
 
 # None, LZW, JPEG, Deflate (two numbers), PackBits. Of others some decoders make noise without a word.
 _TIFF_COMPRESSIONS = (1, 5, 7, 8, 32946, 32773)
+_TIFF_TYPES = (3, 4, 16)  # integers of 16, 32 and 64 bits, without a sign
 _TIFF_KINDS = {0: "a grey image", 1: "a grey image", 2: "an RGB image", 3: "a palette image", 6: "a YCbCr image"}
 # White as 0 in more than 8 bits is what the decoder forgets to turn round.
 _TIFF_BITS = {0: {1, 8}, 1: {1, 8, 16, 32}, 2: {8, 16, 32}, 3: {1, 4, 8}, 6: {8}}
 _TIFF_FLOAT_BITS = {1: {32, 64}, 2: {32, 64}}
 
 
+def read_tiff_pages(content):
+    """Read what a TIFF of one or several pages says of them, previews left out.
+
+    Parameters
+    ----------
+    content : bytes
+        The whole file.
+
+    Returns
+    -------
+    list of Header
+        One for each page. The content of each is that of all pages, patched for the decoder.
+
+    Raises
+    ------
+    HeaderError
+        As in `read_header`; all pages together must not have more than `MAX_PIXELS` pixels.
+    """
+    headers = _told(_tiff_pages, content, _MAX_PAGES_WANTED)
+    total = sum(header.height * header.width for header in headers)
+    _require(
+        total <= MAX_PIXELS,
+        f"{len(headers)} pages of {total} pixels are too many (at most {MAX_PIXELS}); split the file",
+    )
+    return headers
+
+
 def _tiff(content):
+    return _tiff_pages(content, _MAX_PAGES, one=True)[0]
+
+
+def _tiff_pages(content, most, *, one=False):
     file = _File(content)
-    with _quiet() as records, tifffile.TiffFile(file) as tiff:
-        # tifffile leaves out what it cannot read and says so in its log alone: a tag by an error, a page by a warning.
-        _require(all(record.levelno < logging.ERROR for record in records), "the file is damaged (its list of tags)")
-        records.clear()
-        _require(0 < len(tiff.pages) <= _MAX_PAGES and not records, "the file is damaged (its list of pages)")
+    with _quiet(), tifffile.TiffFile(file) as tiff:
+        _require(0 < len(tiff.pages) <= most, "the file is damaged (its list of pages)")
+        # tifffile passes over what it cannot read, pages after a broken one and single tags, without an error.
+        end = tiff.pages.next_page_offset
+        _require(_number(tiff, end, tiff.tiff.offsetformat) == 0, "the file is damaged (its list of pages)")
+        for page in tiff.pages:
+            number = _number(tiff, page.offset, tiff.tiff.tagnoformat)
+            _require(number == len(page.tags), "the file is damaged (its list of tags)")
         # A reduced version of another page is what cameras add for a preview.
-        _check_number(1 + sum(not page.is_reduced for page in tiff.pages[1:]), "a TIFF")
-        tags = tiff.pages.first.tags
-
-        def values(tag, default=()):
-            found = np.atleast_1d(np.array(tags.valueof(tag, default)))
-            _require(found.size == 0 or np.issubdtype(found.dtype, np.integer), _DAMAGED)
-            return found
-
-        def value(tag, default):
-            return int(next(iter(values(tag)), default))
-
-        width, height = value(256, 0), value(257, 0)
-        _check_size(width, height)
-        bits, formats = set(values(258, 1).tolist()), set(values(339, 1).tolist())
-        compression, photometric, channels = value(259, 1), value(262, -1), value(277, 1)
-        _require(photometric in _TIFF_KINDS, "a TIFF in CMYK, Lab or other unusual colours; convert it to RGB")
-        kind = _TIFF_KINDS[photometric]
-        _require(formats in ({1}, {3}), "a TIFF of signed or complex numbers; convert it to 8 or 16 bits")
-        allowed = (_TIFF_BITS if formats == {1} else _TIFF_FLOAT_BITS).get(photometric, set())
-        _require(
-            len(bits) == 1 and bits <= allowed,
-            f"a TIFF of {'/'.join(map(str, sorted(bits)))} bits a value is not read as {kind}; "
-            "convert it to 8 or 16 bits",
-        )
-        _require(compression in _TIFF_COMPRESSIONS, "a TIFF of an unusual compression; convert it to PNG")
-        possible = (3, 4) if photometric in (2, 6) else (1, 2)
-        _require(channels in possible, f"a TIFF of {channels} channels is not read as {kind}")
-
-        tiled = 324 in tags
-        offsets, lengths = (values(324), values(325)) if tiled else (values(273), values(279))
-        rows, columns = (value(323, 0), value(322, 0)) if tiled else (min(value(278, height), height), width)
-        _require(0 < rows * columns <= MAX_PIXELS, "the file is damaged (its strips or tiles have no sensible size)")
-        parts = -(-height // rows) * -(-width // columns) * (channels if value(284, 1) == 2 else 1)
-        _require(len(offsets) == len(lengths) >= parts, "the file is damaged (strips or tiles are missing)")
-        ends = [offset + length for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True)]
-        _require(lengths.min() > 0 and max(ends) <= len(content), "the file is truncated")
-        if compression == 1 and photometric != 6:
-            _require(sum(lengths.tolist()) * 8 >= height * width * channels * max(bits), "the file is truncated")
-
-        orientation = value(274, 1)
+        pages = [page for i, page in enumerate(tiff.pages) if (one and i == 0) or not page.is_reduced]
+        _require(pages, "the file has no page of full size")
+        if one:
+            _check_number(len(pages), "a TIFF")
+            separate = pages[0].tags.valueof(284) == 2 and pages[0].tags.valueof(277, 1) > 1
+            # The decoder would mix up the planes, without a word.
+            _require(
+                not separate or set(np.atleast_1d(pages[0].tags.valueof(258))) == {8},
+                "a TIFF of separate colour planes; save it with interleaved colours",
+            )
+        headers = [_tiff_page(page.tags, content) for page in pages]
         # The decoder would multiply the colours with alpha unless they are declared to be so already ...
         # ... and some versions of it turn the image and some do not.
-        for tag in (338, 274):
-            if tag in tags:
-                tags[tag].overwrite([1] * tags[tag].count)
+        for tags in (page.tags for page in pages):
+            for tag in (338, 274):
+                if tag in tags:
+                    tags[tag].overwrite([1] * tags[tag].count)
+    return [replace(header, content=file.getvalue()) for header in headers]
+
+
+def _number(tiff, place, kind):
+    """The number of a kind of `struct` at a place of the file."""
+    tiff.filehandle.seek(place)
+    return struct.unpack(kind, tiff.filehandle.read(struct.calcsize(kind)))[0]
+
+
+def _tiff_page(tags, content):
+    def values(tag, default=()):
+        # Numbers of other types the decoder might understand in another way.
+        _require(tag not in tags or tags[tag].dtype in _TIFF_TYPES, _DAMAGED)
+        return np.atleast_1d(tags.valueof(tag, default))
+
+    def value(tag, default):
+        return int(next(iter(values(tag)), default))
+
+    width, height = value(256, 0), value(257, 0)
+    _check_size(width, height)
+    bits, formats = set(values(258, 1).tolist()), set(values(339, 1).tolist())
+    compression, photometric, channels = value(259, 1), value(262, -1), value(277, 1)
+    _require(photometric in _TIFF_KINDS, "a TIFF in CMYK, Lab or other unusual colours; convert it to RGB")
+    kind = _TIFF_KINDS[photometric]
+    _require(formats in ({1}, {3}), "a TIFF of signed or complex numbers; convert it to 8 or 16 bits")
+    allowed = (_TIFF_BITS if formats == {1} else _TIFF_FLOAT_BITS).get(photometric, set())
+    _require(
+        len(bits) == 1 and bits <= allowed,
+        f"a TIFF of {'/'.join(map(str, sorted(bits)))} bits a value is not read as {kind}; convert it to 8 or 16 bits",
+    )
+    _require(compression in _TIFF_COMPRESSIONS, "a TIFF of an unusual compression; convert it to PNG")
+    _require(
+        channels in ((3, 4) if photometric in (2, 6) else (1, 2)),
+        f"a TIFF of {channels} channels is not read as {kind}",
+    )
+
+    tiled = 324 in tags
+    offsets, lengths = (values(324), values(325)) if tiled else (values(273), values(279))
+    rows, columns = (value(323, 0), value(322, 0)) if tiled else (min(value(278, height), height), width)
+    _require(0 < rows * columns <= MAX_PIXELS, "the file is damaged (its strips or tiles have no sensible size)")
+    parts = -(-height // rows) * -(-width // columns) * (channels if value(284, 1) == 2 else 1)
+    _require(len(offsets) == len(lengths) >= parts, "the file is damaged (strips or tiles are missing)")
+    ends = [offset + length for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True)]
+    _require(lengths.min() > 0 and max(ends) <= len(content), "the file is truncated")
+    if compression == 1 and photometric != 6:
+        _require(sum(lengths.tolist()) * 8 >= height * width * channels * max(bits), "the file is truncated")
     grey = {0: True, 1: True, 3: None}.get(photometric, False)
-    return Header(height, width, grey, file.getvalue(), _known(orientation))
+    return Header(height, width, grey, content, _known(value(274, 1)))
 
 
 # PGM and PPM

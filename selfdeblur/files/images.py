@@ -38,8 +38,9 @@ def read_image(path):
     """Read an image file: PNG, JPEG, TIFF, BMP, PGM, PPM or WebP, told apart by content.
 
     Alpha is dropped, palettes are expanded and the orientation noted in EXIF
-    (or in XMP, where Pillow finds it there) is applied. Integers are divided by the largest value of their type (of the
-    file in PGM and PPM); floating-point numbers are taken as they are.
+    (or in XMP, where Pillow finds it there) is applied. Integers are divided
+    by the largest value of their type (of the file in PGM and PPM);
+    floating-point numbers are taken as they are.
 
     Parameters
     ----------
@@ -144,9 +145,8 @@ def _captured_stderr():
 
 
 def _damaged(complaints):
-    # A few bytes of padding at the end are what some cameras write; libpng warns of comments and profiles alone.
-    harmless = r"Corrupt JPEG data: (?:\d|[12]\d|3[0-2]) extraneous bytes before marker 0xd9|libpng warning:.*"
-    rest = re.sub(harmless, "", complaints)
+    # A few bytes of padding at the end are what some cameras write.
+    rest = re.sub(r"Corrupt JPEG data: (?:\d|[12]\d|3[0-2]) extraneous bytes before marker 0xd9", "", complaints)
     return re.search(r"error|corrupt|premature|discarding", rest, re.IGNORECASE) is not None
 
 
