@@ -2,12 +2,11 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from common import ROOT
+from processes import run
 
 from selfdeblur import PRESETS
 from selfdeblur.__main__ import COMMANDS
@@ -60,9 +59,9 @@ HELP = {}
 
 def help_of(program):
     if program not in HELP:
-        run = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        HELP[program] = run.stdout
+        done = run(program, "--help")
+        assert done.returncode == 0, done.stderr
+        HELP[program] = done.stdout
     return HELP[program]
 
 
