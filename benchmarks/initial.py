@@ -11,11 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from selfdeblur.classical.initial import deconvolve, estimate_kernel
+from selfdeblur.arguments import Parser, guarded
+from selfdeblur.classical import deconvolve, estimate_kernel
 from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.files.images import find_images, read_image, write_image
-from selfdeblur.runs.arguments import Parser, guarded
-from selfdeblur.solver import centre
+from selfdeblur.forward import centre
 
 
 def main(argv=None):

@@ -3,8 +3,8 @@
 import sys
 
 from selfdeblur import __version__
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.data import fetch, sample
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.scores import report, tables
 
 COMMANDS = {

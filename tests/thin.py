@@ -9,7 +9,7 @@ def make_thin(replace=setattr):
 
     ``replace(object, name, value)`` sets an attribute.
     """
-    from selfdeblur.classical.initial import estimate_kernel
+    from selfdeblur.classical import estimate_kernel
     from selfdeblur.settings import Settings
 
     check = Settings.__post_init__

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 
-from selfdeblur.api import check_kernel_size, choose_device
-from selfdeblur.classical.kernels import read_kernel
+from selfdeblur.api import choose_device
+from selfdeblur.arguments import Parser, guarded
+from selfdeblur.checks import check_kernel_size
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import find_images
-from selfdeblur.files.models import reproduce_files
-from selfdeblur.precision import PRECISIONS
-from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.files.kernels import read_kernel
 from selfdeblur.runs.memory import keep_freed_memory
+from selfdeblur.runs.reproduce import reproduce_files
 from selfdeblur.runs.results import ResultFolder
 from selfdeblur.runs.runner import Job, deblur_files
-from selfdeblur.settings import NOISE_FROM, PRESETS, make_settings
+from selfdeblur.settings import NOISE_FROM, PRECISIONS, PRESETS, make_settings
 
 
 def benchmark_main(benchmark, argv=None):

@@ -10,18 +10,16 @@ share, ``failures.csv`` the images that could not be done.
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
-import warnings
 from pathlib import Path
 
-import torch
-
 from selfdeblur.errors import UserError
-from selfdeblur.files.atomic import write_bytes, write_text
+from selfdeblur.files.atomic import write_text
 from selfdeblur.files.images import write_image
+from selfdeblur.files.records import read_json
+from selfdeblur.files.tensors import read_torch, write_torch
 
 try:
     import fcntl
@@ -111,15 +109,18 @@ class ResultFolder:
             )
         return record.get("finished") is True
 
-    def save(self, name, record, run, image, kernel):
-        """Write the image, the kernel, the networks, the history and, last, the record of image ``name``."""
+    def save(self, name, record, run, output, image, kernel):
+        """Write the image, the kernel, the networks, the history and, last, the record of image ``name``.
+
+        ``output`` is that of the run, ``image`` and ``kernel`` are what `selfdeblur.api.to_arrays` makes of it.
+        """
         if not self._config[0].exists():
             write_text(*self._config)
         write_image(self.file(name, "_x.png"), image)
         write_image(self.file(name, "_k.png"), kernel / kernel.max())
-        write_torch(self.file(name, "_xnet.pth"), run.image_state())
+        write_torch(self.file(name, "_xnet.pth"), run.image_state(output))
         if run.kernel is None:
-            write_torch(self.file(name, "_knet.pth"), run.G_k.state_dict())
+            write_torch(self.file(name, "_knet.pth"), run.kernel_state())
         history = io.StringIO()
         writer = csv.writer(history, lineterminator="\n")
         writer.writerow(["step", "objective", "loss"])
@@ -173,56 +174,6 @@ class ResultFolder:
         writer.writerow(["image", "reason"])
         writer.writerows(failures.items())
         write_text(path, rows.getvalue())
-
-
-def file_hash(path):
-    """SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def read_json(path):
-    """The dictionary in a JSON file, or None where there is no such file.
-
-    Raises
-    ------
-    UserError
-        If the file holds anything else.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file; remove it ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object; remove it")
-    return content
-
-
-def write_torch(path, content):
-    """Write tensors, and dictionaries and lists of them, with `torch.save`."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(path, buffer.getbuffer())
-
-
-def read_torch(path):
-    """Read a file of `write_torch`; nothing in it is executed.
-
-    Raises
-    ------
-    UserError
-        If the file is missing, damaged, or holds more than tensors and plain values.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except Exception as error:
-        # A damaged file can break off the reading in any way.
-        raise UserError(f"{path}: damaged, or not a file of plain tensors; remove it") from error
 
 
 def _differences(found, wanted):

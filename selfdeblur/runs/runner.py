@@ -14,11 +14,12 @@ import torch
 from tqdm import tqdm
 
 from selfdeblur import __version__
-from selfdeblur.api import check_image, finish, start
+from selfdeblur.api import start, to_arrays
+from selfdeblur.checks import check_image
 from selfdeblur.errors import OutputError, StoppedError, UserError
 from selfdeblur.files.images import read_image
-from selfdeblur.graphs import CHECK_EVERY, FixedStep, out_of_memory, wanted
-from selfdeblur.runs.results import file_hash
+from selfdeblur.files.records import file_hash
+from selfdeblur.graphs import CHECK_EVERY, FixedStep, on_fixed_buffers, out_of_memory
 from selfdeblur.settings import Settings
 
 try:
@@ -270,7 +271,7 @@ class _Work:
             raise UserError(f"{job.path}: {error}") from error
         self.seconds_before = self.folder.load_checkpoint(job.name, self.identity, run)
         self.run = run
-        self.fixed = FixedStep(run) if wanted(run) else None
+        self.fixed = FixedStep(run.fit) if on_fixed_buffers(run) else None
         self.begun, self.written = self.batch.clock.read(), time.monotonic()
         self.checked = run.steps_done
 
@@ -289,7 +290,7 @@ class _Work:
                 return None
             run.update()
         done = run.steps_done
-        saving = batch.save_frequency and done % batch.save_frequency == 0 and done < num_iter and run.whole
+        saving = batch.save_frequency and done % batch.save_frequency == 0 and done < num_iter and run.fits_all_of_y
         late = time.monotonic() - self.written > batch.interval
         writing = done % batch.checkpoint_every == 0 if batch.checkpoint_every else late
         if self.fixed and (saving or writing or done % CHECK_EVERY == 0 or done == num_iter):
@@ -383,7 +384,8 @@ class _Work:
     def save(self):
         """Write the result so far; returns its record."""
         run, job = self.run, self.job
-        image, kernel = finish(run, self.y)
+        output = run.output()
+        image, kernel = to_arrays(output, self.y)
         finished = run.steps_done == job.settings.num_iter
         record = {
             "image": job.name,
@@ -398,14 +400,14 @@ class _Work:
             "peak_mb": _peak_memory(),
             "batch": self.batch.limit,
             "restarts": self.restarts,
-            "quality": run.quality() if finished else None,
+            "quality": run.quality(output) if finished else None,
             "device": _describe(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "version": __version__,
             "identity": self.identity,
         }
-        self.folder.save(job.name, record, run, image, kernel)
+        self.folder.save(job.name, record, run, output, image, kernel)
         return record
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from selfdeblur.errors import UserError
 from selfdeblur.files.atomic import write_text
 from selfdeblur.files.images import SUFFIXES, read_image
-from selfdeblur.runs.results import file_hash
+from selfdeblur.files.records import file_hash
 from selfdeblur.scores import metrics, scoring
 
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -14,11 +14,11 @@ import numpy as np
 from scipy import signal
 from tqdm import tqdm
 
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import SUFFIXES, read_image, write_image
-from selfdeblur.runs.arguments import Parser, guarded
-from selfdeblur.runs.results import read_json
+from selfdeblur.files.records import read_json
 from selfdeblur.scores import metrics
 from selfdeblur.scores.tables import SCORES, add_to_record, groups_of, write_csv
 
@@ -404,7 +404,9 @@ def _command(benchmark, args):
     if args.csv:
         write_csv(args.csv, rows, COLUMNS)
     if args.add_to:
-        add_to_record(args.add_to, rows, method=args.method, preset=args.preset, source=args.source, commit=_commit())
+        add_to_record(
+            args.add_to, rows, method=args.method, preset=args.preset, source=args.source, commit=commit_of_package()
+        )
     if args.each:
         # Of whatever set of images it is: nothing is missing, the results that are there are shown.
         rows = [r for r in rows if r["status"] != "missing"]
@@ -560,7 +562,7 @@ def _listed(names, most=6):
     return ", ".join(names[:most]) + more
 
 
-def _commit():
+def commit_of_package():
     """Short name of this package's commit, with a + if its files were changed since; None outside git."""
     folder = Path(__file__).parents[1]
     try:

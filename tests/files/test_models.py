@@ -18,7 +18,8 @@ from torch import nn
 from networks import SkipGenerator
 from selfdeblur import UserError, load_model
 from selfdeblur.files.images import read_image
-from selfdeblur.runs.results import read_json, read_torch, write_torch
+from selfdeblur.files.records import read_json
+from selfdeblur.files.tensors import read_torch, write_torch
 
 
 class Concat(nn.Module):

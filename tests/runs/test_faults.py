@@ -24,11 +24,13 @@ from selfdeblur import UserError
 from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.errors import OutputError
 from selfdeblur.files import atomic as files
+from selfdeblur.files.records import read_json
+from selfdeblur.files.tensors import read_torch, write_torch
 from selfdeblur.runs import runner
 from selfdeblur.runs.command import benchmark_main
-from selfdeblur.runs.results import ResultFolder, read_json, read_torch, write_torch
+from selfdeblur.runs.results import ResultFolder
 from selfdeblur.settings import Settings, make_settings
-from selfdeblur.solver import Run
+from selfdeblur.stages import Run
 
 NAME = "im1_kernel5_img"
 RESULTS = ("_x.png", "_k.png", "_xnet.pth", "_knet.pth", "_history.csv")
@@ -144,17 +146,17 @@ def test_a_signal_ends_a_run_in_order(data, number):
 def test_backward_can_be_left_by_an_exception():
     y = torch.rand(1, 1, 36, 36, generator=torch.Generator().manual_seed(0))
     whole, broken = (Run(y, (3, 3), make_settings(num_iter=3, mse_steps=0)) for _ in range(2))
-    dssim = broken.dssim
+    dssim = broken.fit.dssim
 
     def fail(y_hat):
         y_hat.register_hook(lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         return dssim(y_hat)
 
     broken.step()
-    broken.dssim = fail
+    broken.fit.dssim = fail
     with pytest.raises(KeyboardInterrupt):
         broken.step()
-    broken.dssim = dssim
+    broken.fit.dssim = dssim
     while broken.steps_done < 3:
         broken.step()
     while whole.steps_done < 3:

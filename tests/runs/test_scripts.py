@@ -39,7 +39,7 @@ def levin(folder, *arguments, thin=True):
 
 
 def test_a_reader_that_stops_early_is_no_error():
-    command = [sys.executable, "-c", "import sys; from selfdeblur.runs.arguments import guarded\n"
+    command = [sys.executable, "-c", "import sys; from selfdeblur.arguments import guarded\n"
                "sys.exit(guarded(lambda: print('line\\n' * 100_000)))"]  # fmt: skip
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "line\n"

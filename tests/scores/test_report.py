@@ -13,9 +13,9 @@ import pytest
 from processes import run as run_program
 from scipy import ndimage, signal
 
+from selfdeblur.arguments import Parser
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import read_image, write_image
-from selfdeblur.runs.arguments import Parser
 from selfdeblur.scores import report, scoring
 
 SETTINGS = {"preset": "release", "num_iter": 60, "mse_steps": 20, "seed": 0, "milestones": [30, 40]}
