@@ -12,7 +12,7 @@ import pytest
 import torch
 from common import ROOT, SHARED
 from skimage import data, util
-from thin import make_thin
+from thin import make_searches_short, make_thin
 
 torch.set_num_threads(1)
 
@@ -38,6 +38,12 @@ def picture():
 def thin(monkeypatch):
     """Little arithmetic, see `thin`, in this process."""
     make_thin(monkeypatch.setattr)
+
+
+@pytest.fixture
+def short_search(monkeypatch):
+    """Searches for a kernel from one start, in this process."""
+    make_searches_short(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session", autouse=True)
