@@ -17,6 +17,16 @@ from thin import make_searches_short, make_thin
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what is known by what it needs; the markers are those of pyproject.toml."""
+    for item in items:
+        for marker in ("browser", "octave"):
+            if marker in item.fixturenames:
+                item.add_marker(marker)
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("fuzz")
+
+
 @pytest.fixture(scope="session")
 def levin():
     """The folder of the Levin benchmark; skips where it is not at hand."""

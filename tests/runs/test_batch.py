@@ -123,6 +123,7 @@ def test_a_signal_leaves_a_checkpoint_of_each(data, tmp_path, monkeypatch, fixed
     check(data, tmp_path)
 
 
+@pytest.mark.processes
 def test_a_killed_batch_goes_on(data, tmp_path):
     options = [*OPTIONS, "--batch", 3, "--threads", 1, "--checkpoint_every", 1]
     killed = False

@@ -41,6 +41,7 @@ def entries(folder, what):
     return [e for e in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if e["what"] == what]
 
 
+@pytest.mark.processes
 def test_all_parts_and_again(folder, capsys, monkeypatch):
     def forked(command, end):
         done = run(*command, thin=True)
@@ -92,6 +93,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.processes
 def test_what_takes_too_long_is_ended_in_order():
     status, out, error = gpu.run(["-c", STUBBORN], gpu.time.monotonic() + 2)
     assert (status, out, error) == (1, "begun\n", "stopped in order\n")

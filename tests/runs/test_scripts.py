@@ -38,6 +38,7 @@ def levin(folder, *arguments, thin=True):
     return run("selfdeblur_levin.py", *options_of(folder, *arguments), thin=thin)
 
 
+@pytest.mark.processes
 def test_a_reader_that_stops_early_is_no_error():
     command = [sys.executable, "-c", "import sys; from selfdeblur.arguments import guarded\n"
                "sys.exit(guarded(lambda: print('line\\n' * 100_000)))"]  # fmt: skip
@@ -69,6 +70,7 @@ def files(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+@pytest.mark.processes
 def test_levin_from_start_to_models(folder):
     process = script("selfdeblur_levin.py", *options_of(folder, "--num-iter", 3, "--save_frequency", 2))
     assert process.returncode == 0, process.stderr
@@ -103,6 +105,7 @@ def test_levin_from_start_to_models(folder):
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
 
 
+@pytest.mark.processes
 def test_lai_with_sizes_of_its_table(tmp_path, picture):
     (tmp_path / "data").mkdir()
     cv2.imwrite(str(tmp_path / "data" / f"{LAI_NAME}.png"), (picture[:40, :44] * 255).astype(np.uint8))
@@ -116,6 +119,7 @@ def test_lai_with_sizes_of_its_table(tmp_path, picture):
     assert (settings["mse_steps"], settings["seed"]) == (500, 3)
 
 
+@pytest.mark.processes
 def test_a_known_kernel(folder):
     kernel = np.zeros((5, 7), np.uint8)
     kernel[2, 1:6] = 255
@@ -127,6 +131,7 @@ def test_a_known_kernel(folder):
     assert json.loads((folder / "out" / "config.json").read_text())["settings"]["preset"] == "nonblind"
 
 
+@pytest.mark.processes
 def test_kernel_size_of_two_numbers(folder):
     (folder / "data" / f"{LEVIN_NAME}.png").rename(folder / "data" / "holiday.png")
     assert "holiday" in mistake(levin(folder, "--num_iter", 1))
@@ -134,6 +139,7 @@ def test_kernel_size_of_two_numbers(folder):
     assert cv2.imread(str(folder / "out" / "holiday_k.png"), -1).shape == (7, 9)
 
 
+@pytest.mark.processes
 def test_an_interrupted_run_goes_on_to_the_same_files(folder):
     options = ["--num_iter", 12, "--checkpoint_every", 1]
     assert levin(folder, *options, "--save_path", folder / "whole", thin=False).returncode == 0
@@ -153,6 +159,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(folder):
         assert whole[LEVIN_NAME + suffix] == resumed[LEVIN_NAME + suffix], suffix
 
 
+@pytest.mark.processes
 def test_one_bad_image_does_not_stop_the_others(folder):
     (folder / "data" / "im2_kernel5_img.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
     process = levin(folder, "--num_iter", 1)
@@ -164,6 +171,7 @@ def test_one_bad_image_does_not_stop_the_others(folder):
         assert [row["image"] for row in csv.DictReader(file)] == ["im2_kernel5_img"]
 
 
+@pytest.mark.processes
 def test_results_of_other_settings_are_not_mixed(folder):
     assert levin(folder, "--num_iter", 1).returncode == 0
     before = files(folder / "out")
@@ -209,17 +217,20 @@ def test_a_mistake_is_one_line(folder, arguments, word, monkeypatch, capsys):
     assert not list(folder.glob("out/*_x.png"))
 
 
+@pytest.mark.processes
 def test_an_image_smaller_than_the_kernel(folder):
     process = levin(folder, "--num_iter", 1, "--kernel_size", 45)
     assert "smaller than the kernel" in mistake(process)
 
 
+@pytest.mark.processes
 def test_a_folder_that_cannot_be_written(folder):
     (folder / "out").write_text("a file where the folder should be")
     assert "out" in mistake(levin(folder, "--num_iter", 1))
     assert (folder / "out").read_text() == "a file where the folder should be"
 
 
+@pytest.mark.processes
 def test_a_read_only_folder(folder):
     (folder / "out").mkdir(mode=0o555)
     with contextlib.ExitStack() as stack:
@@ -231,10 +242,12 @@ def test_a_read_only_folder(folder):
         assert "cannot be written" in mistake(levin(folder, "--num_iter", 1))
 
 
+@pytest.mark.processes
 def test_reproduce_without_models(folder):
     assert "no such model" in levin(folder, "--reproduce").stderr
 
 
+@pytest.mark.processes
 def test_shards_divide_the_images(folder):
     for name in ("im2_kernel5_img", "im3_kernel5_img"):
         (folder / "data" / f"{name}.png").write_bytes((folder / "data" / f"{LEVIN_NAME}.png").read_bytes())

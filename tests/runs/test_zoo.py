@@ -191,6 +191,7 @@ def test_the_table_compares_labels_on_their_common_problems(tmp_path, capsys):
         zoo.main(["table", "--csv", str(tmp_path / "zoo.csv"), "--only", "60"])
 
 
+@pytest.mark.processes
 def test_what_has_a_row_is_left(tmp_path, capsys, monkeypatch, thin):
     # Forks have the packages, and the thin search.
     monkeypatch.setattr(zoo, "get_context", lambda _: multiprocessing.get_context("fork"))

@@ -402,6 +402,7 @@ def test_bad_options_name_themselves_and_leave_the_page(results, words, named):
     assert not list(results.glob(".report*"))
 
 
+@pytest.mark.processes
 def test_command_line_exit_status(results, tmp_path):
     done = run_program("-m", "selfdeblur", "report", tmp_path / "nowhere")
     assert done.returncode == 2
