@@ -9,7 +9,7 @@ all its bytes there?
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ MAX_PIXELS = 1 << 26
 # A decoder works through each of these in full, however short it is in the file.
 _MAX_SCANS = 100
 _MAX_PAGES = 100
+_MAX_PAGES_WANTED = 1000
 _MAX_SEGMENTS = 1 << 18
 # Numbers written as text take some 40 bytes of memory each while they are read.
 _MAX_WORDS = 1 << 24
@@ -185,6 +186,7 @@ class _Ifd:
                 # libtiff, too, takes the first of two entries of one tag.
                 self.places.setdefault(tag, (self._types[kind], number, place))
             at += 20 if big else 12
+        self.next_place = at
         self.next = struct.unpack_from(self.order + ("Q" if big else "L"), content, at)[0]
 
     def get(self, tag, default=()):
@@ -219,22 +221,98 @@ def _exif_orientation(data):
     return orientation if 1 <= orientation <= 8 else 1
 
 
+def upright_exif(data):
+    """EXIF, or a TIFF, whose first directory says that the picture is upright and names no preview; else as it was.
+
+    What a program that turns the picture itself has to write back. The preview would show the picture as it was.
+
+    Parameters
+    ----------
+    data : bytes
+        EXIF from its byte order mark on, without the ``Exif`` before it in some formats.
+
+    Returns
+    -------
+    bytes
+        Of the same length; unchanged where it is no EXIF that can be read.
+    """
+    try:
+        first = _Ifd(data, _first_ifd(data))
+        patched = bytearray(data)
+        turned = first.one(274, 1) > 4
+        _patch(patched, first, 274, 1)
+        if turned and (at := first.one(34665, 0)):  # sizes, which programs show, change places
+            sizes = _Ifd(data, at)
+            width, height = sizes.one(40962, 0), sizes.one(40963, 0)
+            if width and height:
+                _patch(patched, sizes, 40962, height)
+                _patch(patched, sizes, 40963, width)
+        struct.pack_into(first.order + "L", patched, first.next_place, 0)
+    except (struct.error, HeaderError, KeyError, IndexError):
+        return data
+    return bytes(patched)
+
+
 # None, LZW, JPEG, Deflate (two numbers), PackBits. Of others some decoders make noise without a word.
 _TIFF_COMPRESSIONS = (1, 5, 7, 8, 32946, 32773)
 
 
-def _tiff(content):
+def read_tiff_pages(content):
+    """Walk through the structure of a TIFF of one or several pages, previews left out.
+
+    Parameters
+    ----------
+    content : bytes
+        The whole file.
+
+    Returns
+    -------
+    list of Header
+        One for each page. The content of each is that of all pages, patched for the decoder.
+
+    Raises
+    ------
+    HeaderError
+        As in `read_header`; all pages together must not have more than `MAX_PIXELS` pixels.
+    """
+    try:
+        pages = [page for page in _tiff_directories(content, _MAX_PAGES_WANTED) if not page.one(254, 0) & 1]
+        _require(pages, "the file has no page of full size")
+        headers = [_tiff_page(content, page) for page in pages]
+    except (struct.error, IndexError) as error:
+        raise HeaderError("the file is truncated") from error
+    total = sum(header.height * header.width for header in headers)
+    if total > MAX_PIXELS:
+        raise HeaderError(f"{len(headers)} pages of {total} pixels are too many (at most {MAX_PIXELS}); split the file")
+    patched = bytearray(content)
+    for page in pages:
+        _patch_tiff(patched, page)
+    patched = bytes(patched)
+    return [replace(header, content=patched) for header in headers]
+
+
+def _tiff_directories(content, most=_MAX_PAGES):
     at, pages, seen = _first_ifd(content), [], set()
     while at:
-        _require(at not in seen and len(seen) < _MAX_PAGES, "the file is damaged (too many pages)")
+        _require(at not in seen and len(seen) < most, "the file is damaged (too many pages)")
         _require(at < len(content), "the file is truncated")
         seen.add(at)
         pages.append(_Ifd(content, at))
         at = pages[-1].next
     _require(pages, "the file is truncated")
+    return pages
+
+
+def _tiff(content):
+    pages = _tiff_directories(content)
     # Bit 0: a smaller version of another page, as cameras add for a preview.
     _several(1 + sum(not page.one(254, 0) & 1 for page in pages[1:]), "a TIFF")
-    page = pages[0]
+    patched = bytearray(content)
+    _patch_tiff(patched, pages[0])
+    return replace(_tiff_page(content, pages[0]), content=bytes(patched))
+
+
+def _tiff_page(content, page):
     width, height = page.one(256, 0), page.one(257, 0)
     header = _header(height, width, grey=False, content=content)  # checks the size before anything depends on it
 
@@ -267,18 +345,16 @@ def _tiff(content):
         _require(lengths.sum() * 8 >= height * width * samples * max(bits), "the file is truncated")
 
     orientation = page.one(274, 1)
-    patched = bytearray(content)
-    # The decoder would multiply the colours with alpha unless they are declared to be so already ...
-    _patch(patched, page, 338, 1)
-    # ... and some versions of it turn the image and some do not.
-    _patch(patched, page, 274, 1)
-    return _header(
-        header.height,
-        header.width,
-        grey=photometric in (0, 1),
-        content=bytes(patched),
-        orientation=orientation if 1 <= orientation <= 8 else 1,
+    return replace(
+        header, grey=photometric in (0, 1), orientation=orientation if 1 <= orientation <= 8 else 1
     )
+
+
+def _patch_tiff(content, page):
+    # The decoder would multiply the colours with alpha unless they are declared to be so already ...
+    _patch(content, page, 338, 1)
+    # ... and some versions of it turn the image and some do not.
+    _patch(content, page, 274, 1)
 
 
 def _patch(content, page, tag, value):

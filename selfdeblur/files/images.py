@@ -140,6 +140,18 @@ def _captured_stderr():
             complaints[0] = file.read(1 << 16).decode(errors="replace")
 
 
+def decode_or_refuse(decode):
+    """What ``decode()`` returns; a `HeaderError` where it fails or complains of damage on standard error."""
+    with _captured_stderr() as complaints:
+        try:
+            decoded = decode()
+        except cv2.error:
+            decoded = None
+    if decoded is None or _damaged(complaints[0]):
+        raise HeaderError("the image in it is damaged or of a kind that is not read")
+    return decoded
+
+
 def _damaged(complaints):
     # A few bytes of padding at the end are what some cameras write.
     rest = re.sub(r"Corrupt JPEG data: (?:\d|[12]\d|3[0-2]) extraneous bytes before marker 0xd9", "", complaints)
