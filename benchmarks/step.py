@@ -3,7 +3,7 @@
 Prints one line of JSON. The step is that of the solver on a random image. With --plain every piece is taken in its
 plain form, in the default allocator, as a straightforward PyTorch program would run it; with --graph the step is that
 on fixed buffers which runs take on a GPU, recorded as a CUDA graph where there is one; --batch does so with several
-images side by side, of which each four share their noise as Levin's do. --compile puts torch.compile to the plain
+images side by side. --compile puts torch.compile to the plain
 layers of the image generator, to be measured only.
 
 Times are those of one step of one image: of N images side by side, the time of a round divided by N. On a GPU the
@@ -24,7 +24,7 @@ import torch
 
 from selfdeblur.api import check_kernel_size, choose_device
 from selfdeblur.errors import UserError
-from selfdeblur.graphs import FixedStep, NoiseSources
+from selfdeblur.graphs import FixedStep
 from selfdeblur.precision import PRECISIONS
 from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.runs.memory import keep_freed_memory
@@ -62,17 +62,17 @@ def main(argv=None):
     y = torch.rand(1, 1, *args.image_size, generator=torch.Generator().manual_seed(0)).to(device)
     changes = {"mse_steps": args.mse_steps} if args.preset == "release" else {}
     changes |= {"num_iter": args.steps + args.warmup, "precision": args.precision, "low_memory": args.low_memory}
+    changes["noise_from"] = device.type
     runs = []
     for number in range(args.batch):
-        runs.append(Run(y, kernel_size, make_settings(args.preset, seed=number // 4, **changes), plain=args.plain))
+        runs.append(Run(y, kernel_size, make_settings(args.preset, seed=number, **changes), plain=args.plain))
         if args.compile:
             runs[-1].G_x.plain = True
             runs[-1].G_x.compile()
     with contextlib.ExitStack() as stack:
         steps = [run.step for run in runs]
         if args.graph:
-            noises = NoiseSources()
-            fixed = [FixedStep(run, noises) for run in runs]
+            fixed = [FixedStep(run) for run in runs]
             for one in fixed:
                 stack.callback(one.close)
             steps = [one.step for one in fixed]

@@ -99,6 +99,8 @@ def deblur(
     >>> result.image.shape, result.kernel.shape, len(result.history["loss"])
     ((40, 48), (5, 5), 2)
     """
+    device = choose_device(device)
+    changes.setdefault("noise_from", device.type)
     settings = make_settings(preset, num_iter=num_iter, seed=seed, **changes)
     y = check_image(y)
     run = start(y, kernel_size, settings, device=device, kernel=kernel)

@@ -6,7 +6,8 @@ into waiting for the loss. Here the same step works on buffers that stay where
 they are, so that it can be recorded once, as a CUDA graph, and then be played
 again as a whole:
 
-- noise is drawn by a thread, some steps ahead, and copied while the GPU works;
+- noise is drawn by the GPU's own generator, whose state the graph counts on
+  (`Settings.noise_from`; noise from the CPU is drawn and copied at each step);
 - the loss is stored under an index that the GPU counts up;
 - learning rates are tensors;
 - each run has a stream of its own, so several runs step side by side.
@@ -17,13 +18,9 @@ is how it is tested without a GPU.
 
 import contextlib
 import warnings
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-# Steps that noise is drawn ahead, and buffers whose copies may still be under way.
-AHEAD, UNDER_WAY = 4, 2
 # Steps between two looks at the losses.
 CHECK_EVERY = 50
 
@@ -39,7 +36,7 @@ def stepping(run):
     if not wanted(run):
         yield run.step, lambda: None
         return
-    fixed = FixedStep(run, NoiseSources())
+    fixed = FixedStep(run)
     try:
         yield fixed.step, fixed.settle
     finally:
@@ -56,24 +53,22 @@ class FixedStep:
     ----------
     run : Run
         Where it is to go on from; it must not be stepped by other means.
-    noises : NoiseSources
-        Shared by runs that step side by side.
     """
 
     recordable = True
 
-    def __init__(self, run, noises):
+    def __init__(self, run):
         self.run, self.device = run, run.y.device
         on_gpu = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if on_gpu else None
-        self.noise = torch.zeros_like(run.z_x)
+        # Where noise from the CPU is copied to.
+        self.noise = None if run.noise_on_device else torch.zeros_like(run.z_x)
         self.index = torch.full((1,), run.steps_done, device=self.device)
         # What Adam's kernels read: on the CPU the rate is a double.
         dtype = torch.float32 if on_gpu else torch.float64
         self.rates = [torch.zeros((), dtype=dtype, device=self.device) for _ in run.rates]
         self.rates_set = None
         self.data_term = self.play = None
-        self.reader = noises.reader(run) if run.settings.input_noise else None
         if on_gpu:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
@@ -83,9 +78,19 @@ class FixedStep:
         Where it is given up for lack of memory, the run is as it was before.
         """
         run = self.run
+        before = run.rng.get_state()
+        try:
+            self._step()
+        except BaseException:
+            run.rng.set_state(before)
+            raise
+        run.steps_done += 1
+
+    def _step(self):
+        run = self.run
         with self._on_stream():
-            if self.reader:
-                rng = self.reader.copy_to(self.noise)
+            if self.noise is not None and run.settings.input_noise:
+                self.noise.copy_(run.draw_noise(self.noise))
             rates = run.current_rates()
             if rates != self.rates_set:
                 for tensor, rate in zip(self.rates, rates, strict=True):
@@ -99,9 +104,6 @@ class FixedStep:
             else:
                 self.play = self.play or self._record()
                 self.play()
-        if self.reader:
-            run.rng.set_state(rng)
-        run.steps_done += 1
 
     def settle(self):
         """Wait until all steps are done, so that the run can be read."""
@@ -116,10 +118,8 @@ class FixedStep:
         return since + int(wrong[0]) if len(wrong) else None
 
     def close(self):
-        """Let go of memory and threads; the run can be read and go on by other means."""
+        """Let go of memory; the run can be read and go on by other means."""
         self.settle()
-        if self.reader:
-            self.reader.close()
         # Gradients lie in the memory of the graph.
         self.run.optimiser.zero_grad()
         self.play = None
@@ -129,7 +129,8 @@ class FixedStep:
         run = self.run
         z_x = run.z_x
         if run.settings.input_noise:
-            z_x = z_x + run.settings.input_noise * self.noise
+            noise = run.draw_noise(z_x) if self.noise is None else self.noise
+            z_x = z_x + run.settings.input_noise * noise
         with run.arithmetic():
             loss = run.objective(z_x, self.data_term)
             run.optimiser.zero_grad()
@@ -146,6 +147,8 @@ class FixedStep:
         if not self.stream or not FixedStep.recordable:
             return self._compute
         graph = torch.cuda.CUDAGraph()
+        if self.noise is None:
+            graph.register_generator_state(self.run.rng)
         try:
             # Other threads may go on with what they do.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
@@ -175,102 +178,6 @@ class FixedStep:
 
     def _on_stream(self):
         return torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
-
-
-class NoiseSources:
-    """The noise of all runs that step side by side; those with the same noise share it."""
-
-    def __init__(self):
-        self.sources = []
-
-    def reader(self, run):
-        """A reader of the noise that ``run`` goes on with."""
-        state = run.rng.get_state()
-        self.sources = [source for source in self.sources if source.readers]
-        for source in self.sources:
-            if source.joinable(run.z_x.shape, state):
-                break
-        else:
-            source = _NoiseSource(run.z_x.shape, state, pinned=run.y.is_cuda)
-            self.sources.append(source)
-        return _NoiseReader(source)
-
-
-class _NoiseReader:
-    def __init__(self, source):
-        self.source, self.position = source, 0
-        source.readers.append(self)
-
-    def copy_to(self, noise):
-        """Copy the next noise to a tensor; returns the state of the generator after it."""
-        return self.source.copy_next(self, noise)
-
-    def close(self):
-        self.source.leave(self)
-
-
-class _NoiseSource:
-    """Normal noise of one shape from one generator, drawn ahead by a thread.
-
-    Parameters
-    ----------
-    shape : tuple of int
-    state : tensor
-        Of the generator, see `torch.Generator.get_state`.
-    pinned : bool
-        Draw into memory that a GPU copies from by itself.
-    """
-
-    def __init__(self, shape, state, *, pinned):
-        self.shape, self.state, self.pinned = shape, state, pinned
-        self.generator = torch.Generator()
-        self.generator.set_state(state)
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
-        self.readers, self.drawn, self.used = [], deque(), deque()
-        self.first = 0
-
-    def joinable(self, shape, state):
-        return self.first == 0 and shape == self.shape and torch.equal(state, self.state)
-
-    def copy_next(self, reader, noise):
-        index = reader.position - self.first
-        while len(self.drawn) < index + AHEAD:
-            self._order()
-        buffer, state, copies = self.drawn[index].result()
-        noise.copy_(buffer, non_blocking=self.pinned)
-        if self.pinned:
-            copies.append(torch.cuda.current_stream(noise.device).record_event())
-        reader.position += 1
-        self._recycle()
-        return state
-
-    def leave(self, reader):
-        if reader in self.readers:
-            self.readers.remove(reader)
-        if self.readers:
-            self._recycle()
-        else:
-            self.thread.shutdown(cancel_futures=True)
-
-    def _recycle(self):
-        """Set aside what all readers have read."""
-        while self.first < min(reader.position for reader in self.readers):
-            self.used.append(self.drawn.popleft().result())
-            self.first += 1
-
-    def _order(self):
-        """Have the thread draw once more, into a buffer whose copies are done."""
-        if len(self.used) > UNDER_WAY:
-            buffer, _, copies = self.used.popleft()
-            for copy in copies:
-                copy.synchronize()
-        else:
-            buffer = torch.empty(self.shape, pin_memory=self.pinned)
-        self.drawn.append(self.thread.submit(self._draw, buffer))
-
-    def _draw(self, buffer):
-        torch.randn(self.shape, generator=self.generator, out=buffer)
-        return buffer, self.generator.get_state(), []
 
 
 def out_of_memory(error):

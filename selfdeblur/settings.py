@@ -9,6 +9,9 @@ from selfdeblur.classical.quality import DOUBT
 from selfdeblur.errors import UserError
 from selfdeblur.precision import PRECISIONS
 
+# Where the noise of the steps may be drawn.
+NOISE_FROM = ("cpu", "cuda")
+
 # The settings that the record of every result has.
 FIRST = (
     "preset",
@@ -76,6 +79,9 @@ class Settings:
         Stages of the run, one after the other: the name of each and what it
         changes from the other settings. ``num_iter`` is the sum of theirs.
         Empty: one stage, with these settings.
+    noise_from : {"cpu", "cuda"}
+        Which generator draws the noise of the steps. Inputs and networks are
+        always drawn on the CPU.
     precision : str
         See `selfdeblur.precision.PRECISIONS`.
     low_memory : bool
@@ -101,6 +107,7 @@ class Settings:
     mean_with: str | None = None
     window: int | None = None
     stages: tuple[dict, ...] = ()
+    noise_from: str = "cpu"
     precision: str = "float32"
     low_memory: bool = False
 
@@ -119,6 +126,8 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise UserError(f"{name}: {value!r} is not a number of at least 0")
+        if self.noise_from not in NOISE_FROM:
+            raise UserError(f"noise_from: {self.noise_from!r} is unknown; there are {', '.join(NOISE_FROM)}")
         if self.precision not in PRECISIONS:
             raise UserError(f"precision: {self.precision!r} is unknown; there are {', '.join(PRECISIONS)}")
 

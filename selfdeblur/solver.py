@@ -159,6 +159,8 @@ class Run:
             guides = None
         rng = torch.Generator()
         z_x = draw_z_x(like.shape[-2:], self.kernel_size, seed=settings.seed, rng=rng).to(like)
+        if settings.noise_from == like.device.type == "cuda":
+            rng = torch.Generator(like.device).manual_seed(settings.seed)
         if settings.guided:
             guides = guides or [deconvolve(like[0, 0], kernel) for kernel in starts]
             z_x = torch.stack(guides).clamp(0, 1).to(like)[None]
@@ -204,7 +206,7 @@ class Run:
         try:
             z_x = self.z_x
             if settings.input_noise:
-                z_x = z_x + settings.input_noise * torch.randn(z_x.shape, generator=self.rng).to(z_x)
+                z_x = z_x + settings.input_noise * self.draw_noise(z_x)
             with self.arithmetic():
                 loss = self.objective(z_x, self.data_term(step))
                 self.optimiser.zero_grad()
@@ -226,6 +228,15 @@ class Run:
         if settings.tv_weight:
             loss = loss + settings.tv_weight * total_variation(x)
         return loss
+
+    @property
+    def noise_on_device(self):
+        """Whether the noise of the steps is drawn where the run is, and not on the CPU."""
+        return self.rng.device.type == self.y.device.type
+
+    def draw_noise(self, like):
+        """The noise of a step, standard normal, of the shape, type and device of ``like``."""
+        return torch.randn(like.shape, generator=self.rng, device=self.rng.device).to(like)
 
     def update(self):
         """Move the parameters by the gradient."""
@@ -332,7 +343,10 @@ class Run:
         self.disagreement, self.steps_done, self.deconvolved_at = state["disagreement"], state["steps_done"], None
         self.losses[: self.steps_done] = state["losses"]
         self.slowed = state["slowed"]
-        self.rng.set_state(state["rng"])
+        if len(state["rng"]) == len(self.rng.get_state()):
+            self.rng.set_state(state["rng"])
+        else:  # of a generator of another device, as where a GPU hands a run over to the CPU
+            self.rng.manual_seed(self.settings.seed + self.steps_done)
         self.G_x.load_state_dict(state["G_x"])
         self.G_k.load_state_dict(state["G_k"])
         self.optimiser.load_state_dict(state["optimiser"])

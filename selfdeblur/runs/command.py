@@ -15,7 +15,7 @@ from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.runs.memory import keep_freed_memory
 from selfdeblur.runs.results import ResultFolder
 from selfdeblur.runs.runner import Job, deblur_files
-from selfdeblur.settings import PRESETS, make_settings
+from selfdeblur.settings import NOISE_FROM, PRESETS, make_settings
 
 
 def benchmark_main(benchmark, argv=None):
@@ -41,7 +41,7 @@ def _benchmark_main(benchmark, argv):
     if args.reproduce:
         given = check_kernel_size(args.kernel_size) if args.kernel_size else None
         return reproduce_files(paths, args.save_path, kernel_size=lambda name: given or benchmark.kernel_size(name))
-    jobs = _jobs(args, benchmark, paths)
+    jobs = _jobs(args, benchmark, paths, device)
     folder = ResultFolder(
         args.save_path, jobs[0].settings.as_dict(), images=[job.name for job in jobs], overwrite=args.overwrite
     )
@@ -63,7 +63,7 @@ def _benchmark_main(benchmark, argv):
     return 2 if failures else 0
 
 
-def _jobs(args, benchmark, paths):
+def _jobs(args, benchmark, paths, device):
     changes = {name: getattr(args, name) for name in ("mse_steps", "tv_weight") if getattr(args, name) is not None}
     if args.noise_sigma is not None:
         # The paper's rule for noisy images, lambda = 0.1 sigma.
@@ -72,6 +72,7 @@ def _jobs(args, benchmark, paths):
     if preset == "release":
         changes.setdefault("mse_steps", benchmark.mse_steps)
     changes |= {"precision": args.precision, "low_memory": args.low_memory}
+    changes["noise_from"] = args.noise_from or device.type
     settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, **changes)
     if (args.kernel is None) == (preset == "nonblind"):
         raise UserError("--kernel and --preset nonblind go together")
@@ -108,6 +109,7 @@ def _parser(benchmark):
     add("--threads", type=_whole, help="CPU threads; by default all cores")
     add("--batch", type=_batch, default=1, metavar="N", help="images at once; auto: 1 on the CPU, on a GPU what fits")
     add("--precision", choices=PRECISIONS, default="float32", help="arithmetic of the image generator on a GPU")
+    add("--noise_from", choices=NOISE_FROM, help="what draws the noise of the steps; by default the device of the run")
     add("--low_memory", action="store_true", help="for large images: two thirds of the memory, a third more time")
     add("--save_frequency", type=_whole, help="steps between results; 0 for none; by default 100, on a GPU 1000")
     add("--checkpoint_every", type=_whole, default=0, help="steps between checkpoints; 0 for one a minute")

@@ -17,7 +17,7 @@ from selfdeblur import __version__
 from selfdeblur.api import check_image, finish, start
 from selfdeblur.errors import OutputError, StoppedError, UserError
 from selfdeblur.files.images import read_image
-from selfdeblur.graphs import CHECK_EVERY, FixedStep, NoiseSources, out_of_memory, wanted
+from selfdeblur.graphs import CHECK_EVERY, FixedStep, out_of_memory, wanted
 from selfdeblur.runs.results import file_hash
 from selfdeblur.settings import Settings
 
@@ -139,7 +139,7 @@ class _Batch:
         self.save_frequency, self.checkpoint_every = save_frequency, checkpoint_every
         self.limit = limit or batch_size(jobs, device)
         self.waiting = deque((job, device) for job in jobs)
-        self.works, self.noises, self.clock = [], NoiseSources(), _Clock()
+        self.works, self.clock = [], _Clock()
         self.interval = CHECKPOINT_SECONDS
         self.bar, self.steps_gone = None, 0
         if self.limit > 1:
@@ -270,7 +270,7 @@ class _Work:
             raise UserError(f"{job.path}: {error}") from error
         self.seconds_before = self.folder.load_checkpoint(job.name, self.identity, run)
         self.run = run
-        self.fixed = FixedStep(run, self.batch.noises) if wanted(run) else None
+        self.fixed = FixedStep(run) if wanted(run) else None
         self.begun, self.written = self.batch.clock.read(), time.monotonic()
         self.checked = run.steps_done
 

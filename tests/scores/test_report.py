@@ -406,7 +406,7 @@ def test_bad_options_name_themselves_and_leave_the_page(results, words, named):
 def test_command_line_exit_status(results, tmp_path):
     def command(*words):
         line = [sys.executable, "-m", "selfdeblur", "report", *map(str, words)]
-        return subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+        return subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
 
     done = command(tmp_path / "nowhere")
     assert done.returncode == 2

@@ -17,7 +17,7 @@ import pytest
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.scores import scoring
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))
 OCTAVE = shutil.which("octave-cli") or shutil.which("octave")
 
@@ -33,7 +33,7 @@ def octave():
         pytest.skip(message)
 
     def run(commands):
-        commands = f"addpath('{ROOT}/statistic'); addpath('{ROOT}/tests'); {commands}"
+        commands = f"addpath('{ROOT}/statistic'); addpath('{ROOT}/tests/scores'); {commands}"
         done = subprocess.run(
             [OCTAVE, "--no-gui", "--norc", "--quiet", "--eval", commands], capture_output=True, text=True, timeout=600
         )
@@ -96,7 +96,7 @@ def test_lai_agrees_with_the_published_script_and_says_that_it_is_partial(octave
 
 def test_generated_calibration_and_plain_search(octave, tmp_path):
     generated.make(tmp_path)
-    stored = {row.pop("name"): row for row in rows_of(ROOT / "tests/calibration_generated.csv")}
+    stored = {row.pop("name"): row for row in rows_of(ROOT / "tests/scores/calibration_generated.csv")}
     commands = []
     for name, *_, maxshift, _ in generated.CASES:
         folders = f"'{tmp_path}/results', '{tmp_path}/truth'"

@@ -17,7 +17,7 @@ from selfdeblur.errors import UserError
 from selfdeblur.files.images import read_image, write_image
 from selfdeblur.scores import metrics, scoring, tables
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))
 
 
@@ -60,7 +60,7 @@ def by_name(rows):
 
 def test_generated_calibration(tmp_path):
     generated.make(tmp_path)
-    with open(ROOT / "tests/calibration_generated.csv", newline="") as file:
+    with open(ROOT / "tests/scores/calibration_generated.csv", newline="") as file:
         stored = {row.pop("name"): row for row in csv.DictReader(file)}
     assert set(stored) == {case[0] for case in generated.CASES}
     for name, *_, maxshift, _ in generated.CASES:

@@ -1,7 +1,7 @@
 """The step on fixed buffers, as it runs on a GPU, against the one in the solver.
 
 Without a GPU the recorded step is called instead of played again; the rest is the same. Tests that need one:
-python -m pytest -k cuda tests/test_graphs.py
+python -m pytest -k cuda tests/method/test_graphs.py
 """
 
 import copy

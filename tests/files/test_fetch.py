@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from selfdeblur.data import fetch
 from selfdeblur.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))
 
 FILES = {

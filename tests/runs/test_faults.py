@@ -1,6 +1,6 @@
 """Kills, full disks, numbers that are none: what was computed stays, what is on disk is whole.
 
-The long form, 200 kills, is marked slow: python -m pytest -m slow tests/test_faults.py
+The long form, 200 kills, is marked slow: python -m pytest -m slow tests/runs/test_faults.py
 """
 
 import csv

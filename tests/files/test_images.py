@@ -29,7 +29,7 @@ from selfdeblur.errors import UserError
 from selfdeblur.files.headers import MAX_PIXELS
 from selfdeblur.files.images import SUFFIXES, find_images, read_image, write_image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _smooth(height=40, width=56):

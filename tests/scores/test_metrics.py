@@ -15,7 +15,7 @@ from selfdeblur.files.images import read_image
 from selfdeblur.scores import metrics
 
 HERE = Path(__file__).parent
-SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", HERE.parent.parent / "shared"))
+SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", HERE.parents[2] / "shared"))
 
 
 def plain_search(image, truth, maxshift, border=metrics.BORDER):

@@ -131,7 +131,7 @@ def test_needs_no_network_and_no_pooch(tmp_path):
         "from selfdeblur.data.sample import write_sample\n"
         f"write_sample({str(tmp_path)!r})\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env={**os.environ, "HOME": str(tmp_path / "home")}, capture_output=True
     )
