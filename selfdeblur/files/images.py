@@ -22,7 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".
 # Three channels of double precision, the largest that a picture can be without compression.
 _MAX_BYTES = 24 * MAX_PIXELS
 # Orientation of EXIF -> how the stored array is brought upright.
-_UPRIGHT = {
+UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -59,7 +59,7 @@ def read_image(path):
     """
     path = Path(path)
     try:
-        array = _decode(_read(path))
+        array = _decode(read_content(path))
     except HeaderError as error:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
@@ -69,7 +69,8 @@ def read_image(path):
     return np.ascontiguousarray(array)
 
 
-def _read(path):
+def read_content(path):
+    """Bytes of a plain file that may be an image; a `HeaderError` where it is none or too large."""
     with open(path, "rb", opener=open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -106,7 +107,7 @@ def _decode(content):
         low, high = array.min(), array.max()
         if low < 0 or high > 1:
             raise HeaderError(f"holds values from {low:.6g} to {high:.6g}; scale them to 0 to 1")
-    return _UPRIGHT[header.orientation](array)
+    return UPRIGHT[header.orientation](array)
 
 
 _stderr_lock = threading.Lock()

@@ -159,10 +159,13 @@ def _decoded(content, pages, headers):
                 array = array.astype(np.uint8) * np.uint8(255)
             arrays.append(array)
     else:
+        if any(page.samplesperpixel == 2 or (page.planarconfig == 2 and page.bitspersample > 8) for page in pages):
+            # OpenCV would mix up the planes.
+            raise HeaderError("a TIFF of this compression is not read for this kind of picture; save it without any")
         data = np.frombuffer(headers[0].content, np.uint8)
         read, arrays = decode_or_refuse(lambda: cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED))
-        if not read or len(arrays) != len(pages) or any(page.samplesperpixel == 2 for page in pages):
-            raise HeaderError("a TIFF of a compression that is not read for this kind of picture; save it without any")
+        if not read or len(arrays) != len(pages):
+            raise HeaderError("the image in it is damaged or of a kind that is not read")
         arrays = [array if array.ndim == 2 else array[:, :, [2, 1, 0, 3][: array.shape[2]]] for array in arrays]
     for array, header in zip(arrays, headers, strict=True):
         if array.shape[:2] != (header.height, header.width):
@@ -262,10 +265,11 @@ def write_tiff(arrays, pages, name):
     with tifffile.TiffWriter(buffer, bigtiff=large, byteorder="<") as file:
         for number, (array, page) in enumerate(zip(arrays, pages, strict=True)):
             _write_page(file, array, page, name, first=number == 0)
-    content = buffer.getvalue()
+    content = bytearray(buffer.getvalue())
+    _name_compressions(content, pages)
     if pages[0].directories and not large:
-        content = _with_directories(content, pages[0].directories)
-    return content
+        _add_directories(content, pages[0].directories)
+    return bytes(content)
 
 
 def _write_page(file, array, page, name, *, first):
@@ -292,14 +296,14 @@ def _write_page(file, array, page, name, *, first):
             options |= {"compression": "zlib", "predictor": page.predictor == 2 and array.dtype.kind == "u"}
         file.write(array, rowsperstrip=rows, **options)
         return
-    # tifffile has no encoder for these, but writes strips that are encoded: libtiff does that.
+    # tifffile writes strips that libtiff encoded, but not under their name, see `_name_compressions`.
     rows = max(min(rows, (1 << 16) // max(array.nbytes // array.shape[1 if page.separate else 0], 1)), 1)
     predictor = page.predictor == 2 and array.dtype.kind == "u" and page.compression == LZW
     file.write(
         _strips(array, rows, page.compression, predictor, page.separate and array.ndim == 3),
         shape=array.shape,
         dtype=array.dtype,
-        compression=page.compression,
+        compression="zlib",
         predictor=2 if predictor else None,
         rowsperstrip=rows,
         **options,
@@ -318,20 +322,31 @@ def _strips(array, rows, compression, predictor, separate):
             Image.fromarray(part.reshape(len(part), -1).view(np.uint8)).save(
                 file, "TIFF", compression=_BY_PILLOW[compression], tiffinfo={278: len(part)}
             )
+            file.seek(0)
             with tifffile.TiffFile(file) as strip:
                 (page,) = strip.pages
                 ((offset, length),) = zip(page.dataoffsets, page.databytecounts, strict=True)
             yield file.getvalue()[offset : offset + length]
 
 
+def _name_compressions(content, pages):
+    """Put in the compression of each page for which tifffile has no encoder, and so no name to write."""
+    if not any(page.compression in _BY_PILLOW for page in pages):
+        return
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        for written, page in zip(file.pages, pages, strict=True):
+            if page.compression in _BY_PILLOW:
+                place = written.tags[259].valueoffset
+                content[place : place + 2] = page.compression.to_bytes(2, "little")
+
+
 # Tags of EXIF and GPS cannot be given to tifffile: these, of nobody, hold their places until they are put in.
 _PLACES = {EXIF: 65534, GPS: 65535}
 
 
-def _with_directories(content, directories):
-    """A TIFF with directories at its end, and the tags that name them."""
-    content = bytearray(content)
-    with tifffile.TiffFile(io.BytesIO(bytes(content))) as file:
+def _add_directories(content, directories):
+    """Add directories at the end of a TIFF, and the tags that name them."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
         tags = {tag: file.pages[0].tags[place] for tag, place in _PLACES.items() if tag in directories}
     at = int.from_bytes(content[4:8], "little")
     count = int.from_bytes(content[at : at + 2], "little")
@@ -349,7 +364,6 @@ def _with_directories(content, directories):
     entries = sorted(bytes(content[at + 2 + 12 * i : at + 14 + 12 * i]) for i in range(count))
     entries.sort(key=lambda entry: int.from_bytes(entry[:2], "little"))  # readers expect them in order
     content[at + 2 : at + 2 + 12 * count] = b"".join(entries)
-    return bytes(content)
 
 
 def _of_the_file(tag):
