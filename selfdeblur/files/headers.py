@@ -307,9 +307,13 @@ def _tiff(content):
     pages = _tiff_directories(content)
     # Bit 0: a smaller version of another page, as cameras add for a preview.
     _several(1 + sum(not page.one(254, 0) & 1 for page in pages[1:]), "a TIFF")
+    page = pages[0]
+    separate = page.one(284, 1) == 2 and page.one(277, 1) > 1
+    # The decoder would mix up the planes, without a word.
+    _require(not separate or page.one(258, 1) == 8, "a TIFF of separate colour planes; save it with interleaved colours")
     patched = bytearray(content)
-    _patch_tiff(patched, pages[0])
-    return replace(_tiff_page(content, pages[0]), content=bytes(patched))
+    _patch_tiff(patched, page)
+    return replace(_tiff_page(content, page), content=bytes(patched))
 
 
 def _tiff_page(content, page):
