@@ -1,9 +1,14 @@
-"""python -m selfdeblur COMMAND: what goes on around the runs."""
+"""selfdeblur PHOTO... takes the blur out of pictures; selfdeblur COMMAND does what goes on around benchmarks.
+
+A first argument that is the name of a command is that command; a picture of
+such a name is given as ./fetch.
+"""
 
 import sys
 
 from selfdeblur import __version__
 from selfdeblur.data import fetch, sample
+from selfdeblur.runs import photo
 from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.scores import report, tables
 
@@ -17,10 +22,12 @@ COMMANDS = {
 
 def main(argv=None):
     """Run the command line and return its exit status."""
-    return guarded(lambda: _main(argv))
+    return guarded(lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv):
+    if not argv or argv[0] not in COMMANDS:
+        return photo.main(argv)
     parser = Parser(prog="selfdeblur", description="Blind deconvolution of single images with SelfDeblur.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)

@@ -18,7 +18,7 @@ from selfdeblur.classical import quality as judge
 from selfdeblur.classical.initial import (
     LITTLE_NOISE,
     PRIOR,
-    busiest_window,
+    SEARCHES,
     estimate_kernel,
     extent,
     judged_window,
@@ -26,13 +26,12 @@ from selfdeblur.classical.initial import (
 )
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
-from selfdeblur.forward import centre
 from selfdeblur.graphs import stepping
 from selfdeblur.settings import PRESETS, make_settings
 from selfdeblur.tiles import deconvolve_tiled
 
 # Kernel search and deconvolution alone, besides the presets of the method.
-QUICK = "quick"
+QUICK, QUICK_SEARCHES = "quick", SEARCHES[:1]
 # A picture of more pixels is not fitted as a whole: its kernel comes from a part, see `judged_window`.
 WHOLE = 1 << 20
 # A picture whose values differ by no more than this holds nothing to sharpen.
@@ -145,9 +144,9 @@ def restore(
         raise UserError(f"colour: {colour!r} is unknown; take rgb or luminance")
     grey = y.ndim == 2 or bool((y == y[:, :, :1]).all())
     single = luminance(y if y.ndim == 2 or not grey else y[:, :, 0])
-    if float(y.max() - y.min()) <= FLAT:
+    if float((y.max((0, 1)) - y.min((0, 1))).max()) <= FLAT:
         return _unchanged(array, y, begun, noise, "the picture is flat: there is nothing to sharpen")
-    rows, columns = part = inner_part(single, opaque)
+    part = inner_part(single, opaque)
     notes = _border_note(part, y.shape)
     inner = single[part]
     if float(inner.max() - inner.min()) <= FLAT:
@@ -242,7 +241,7 @@ class _Task:
             image, kernel, quality = self._fit(seen)
         elif kernel is None:
             self._tell("kernel", 0, 1)
-            kernel = estimate_kernel(seen, self.size).to(y)
+            kernel = estimate_kernel(seen, self.size, searches=QUICK_SEARCHES).to(y)
         elif self.preset in ("release", "paper", "nonblind") and whole:
             image, kernel, quality = self._fit(seen, kernel)
         if image is None or not whole:
@@ -276,9 +275,7 @@ class _Task:
             changes["tv_weight"] = 0.1 * self.noise
         settings = make_settings(preset, seed=self.seed, **changes)
         known = None if kernel is None else kernel.cpu().numpy()
-        run = start(
-            y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known
-        )
+        run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)
         first = time.monotonic()
         try:
             with stepping(run) as (step, settle):
@@ -413,6 +410,3 @@ def _border_note(part, shape):
         return []
     above, below, left, right = cut
     return [f"borders left as they are: {above} rows above, {below} below, {left} columns left, {right} right"]
-
-
-__all__ = ["QUICK", "Restored", "busiest_window", "centre", "inner_part", "restore"]

@@ -310,7 +310,9 @@ def _tiff(content):
     page = pages[0]
     separate = page.one(284, 1) == 2 and page.one(277, 1) > 1
     # The decoder would mix up the planes, without a word.
-    _require(not separate or page.one(258, 1) == 8, "a TIFF of separate colour planes; save it with interleaved colours")
+    _require(
+        not separate or page.one(258, 1) == 8, "a TIFF of separate colour planes; save it with interleaved colours"
+    )
     patched = bytearray(content)
     _patch_tiff(patched, page)
     return replace(_tiff_page(content, page), content=bytes(patched))
@@ -349,9 +351,7 @@ def _tiff_page(content, page):
         _require(lengths.sum() * 8 >= height * width * samples * max(bits), "the file is truncated")
 
     orientation = page.one(274, 1)
-    return replace(
-        header, grey=photometric in (0, 1), orientation=orientation if 1 <= orientation <= 8 else 1
-    )
+    return replace(header, grey=photometric in (0, 1), orientation=orientation if 1 <= orientation <= 8 else 1)
 
 
 def _patch_tiff(content, page):

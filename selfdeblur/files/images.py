@@ -20,7 +20,7 @@ from selfdeblur.files.headers import MAX_PIXELS, HeaderError, read_header
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".webp")
 
 # Three channels of double precision, the largest that a picture can be without compression.
-_MAX_BYTES = 24 * MAX_PIXELS
+MAX_BYTES = 24 * MAX_PIXELS
 # Orientation of EXIF -> how the stored array is brought upright.
 UPRIGHT = {
     1: lambda a: a,
@@ -75,7 +75,7 @@ def read_content(path):
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise HeaderError("is not a plain file")
-        if status.st_size > _MAX_BYTES:
+        if status.st_size > MAX_BYTES:
             raise HeaderError(f"{status.st_size} bytes are too many for an image")
         return file.read(status.st_size)
 

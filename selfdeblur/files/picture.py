@@ -555,7 +555,7 @@ def _encode_jpeg(page, picture):
 
 
 def _lossless_webp(content):
-    return b"VP8L" in content[12:] and not re.search(rb"VP8 .{4}...\x9d\x01\x2a", content[:1 << 16], re.DOTALL)
+    return b"VP8L" in content[12:] and not re.search(rb"VP8 .{4}...\x9d\x01\x2a", content[: 1 << 16], re.DOTALL)
 
 
 def _encode_other(kind, array, picture):

@@ -372,7 +372,7 @@ def _of_the_file(tag):
 
 
 def _renamed(tag, name):
-    """A tag to write; OME-TIFF names its own file, by which readers find the pages, and would lead to the blurry one."""
+    """A tag to write; that of OME-TIFF names its own file, where readers look for the pages."""
     code, dtype, count, raw = tag
     if code == 270 and b"<OME" in raw[:4096]:
         raw = re.sub(rb'\bFileName="[^"]*"', lambda _: b'FileName="' + _escaped(name) + b'"', raw)
