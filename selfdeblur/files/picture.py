@@ -11,8 +11,9 @@ import io
 import os
 import re
 import struct
+import warnings
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -288,13 +289,9 @@ def _split(array, orientation):
 def _neutral(picture):
     """What Pillow knows of EXIF, profile, XMP and resolution; only needed where a picture changes its format."""
     try:
-        with Image.open(io.BytesIO(picture.content)) as image:
-            info, exif = image.info, image.info.get("exif")
-            if picture.format == "TIFF":
-                tags = image.getexif()
-                for tag in (273, 279, 324, 325, 330, 700, 34675):
-                    tags.pop(tag, None)
-                exif = tags.tobytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            info, exif = _asked_of_pillow(picture)
     except Exception:  # the pixels were read already, and what is wrong here does not concern them
         return
     if exif:
@@ -304,6 +301,17 @@ def _neutral(picture):
     resolution = info.get("dpi")
     if resolution and all(float(n) > 0 for n in resolution):
         picture.resolution = tuple(float(n) for n in resolution)
+
+
+def _asked_of_pillow(picture):
+    with Image.open(io.BytesIO(picture.content)) as image:
+        exif = image.info.get("exif")
+        if picture.format == "TIFF":
+            tags = image.getexif()
+            for tag in (273, 279, 324, 325, 330, 700, 34675):
+                tags.pop(tag, None)
+            exif = tags.tobytes()
+        return image.info, exif
 
 
 def _upright_xmp(xmp):
@@ -354,7 +362,7 @@ def encode_picture(picture, pages=None, *, suffix=None, name="the picture"):
         if kind == "TIFF":
             arrays = [_joined(page, alpha) for page, alpha in zip(pages, picture.alphas, strict=True)]
             kept = picture.kept if picture.format == "TIFF" else [_tiff_page(picture, arrays[0], notes)]
-            content = write_tiff(arrays, kept, Path(name).name)
+            content = _tiff(arrays, kept, Path(name).name, notes)
         elif kind == "PNG":
             content = _encode_png(_joined(page, alpha), _png_chunks(picture))
         elif kind == "JPEG":
@@ -370,6 +378,15 @@ def encode_picture(picture, pages=None, *, suffix=None, name="the picture"):
         size = f"{pages[0].shape[1]} x {pages[0].shape[0]}"
         raise UserError(f"{name}: {kind} cannot hold this picture of {size} ({error})") from error
     return content, notes
+
+
+def _tiff(arrays, kept, name, notes):
+    try:
+        return write_tiff(arrays, kept, name)
+    except Exception:  # tags of a damaged file, of any kind; the pixels were computed and must not be lost
+        notes.append("its tags cannot be written again and are left out")
+        bare = [replace(page, tags=[], directories={}, resolution=None) for page in kept]
+        return write_tiff(arrays, bare, name)
 
 
 def _fitted(picture, page, kind, suffix, notes):

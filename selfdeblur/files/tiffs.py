@@ -8,6 +8,7 @@ EXIF and GPS as well.
 import io
 import logging
 import re
+import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -211,6 +212,7 @@ def _describe(content, page):
         resolution = tuple(page.tags[282].value), tuple(page.tags[283].value)
         if any(len(part) != 2 or not all(part) for part in resolution):
             resolution = None
+    unit = page.tags[296].value if 296 in page.tags else 2
     alpha = page.samplesperpixel in (2, 4) or None
     compression = int(page.compression)
     return TiffPage(
@@ -223,7 +225,7 @@ def _describe(content, page):
         white_is_zero=page.photometric == 0 and page.bitspersample > 1,
         alpha=alpha and int(page.extrasamples[0] if page.extrasamples else 2),
         resolution=resolution,
-        unit=int(page.tags[296].value) if 296 in page.tags else 2,
+        unit=unit if unit in (1, 2, 3) else 2,
     )
 
 
@@ -238,9 +240,11 @@ def _swapped(raw, size, dtype, page):
 def _directories(content):
     """The directories of EXIF and GPS, as Pillow reads them."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            exif = image.getexif()
-            return {tag: dict(exif.get_ifd(tag)) for tag in (EXIF, GPS) if exif.get_ifd(tag)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                exif = image.getexif()
+                return {tag: dict(exif.get_ifd(tag)) for tag in (EXIF, GPS) if exif.get_ifd(tag)}
     except Exception:  # whatever is wrong there does not concern the picture
         return {}
 
