@@ -1,14 +1,12 @@
 """Runs of several stages: the preset fast, and what judges a result without the sharp image."""
 
 import dataclasses
-import importlib.util
 import json
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 from networks import KernelGenerator
 from selfdeblur import UserError, deblur, load_model, solver
@@ -17,7 +15,6 @@ from selfdeblur.classical.initial import busiest_window, deconvolve
 from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.runs.command import benchmark_main
-from selfdeblur.scores.tables import read_csv
 from selfdeblur.settings import PRESETS, make_settings
 from selfdeblur.solver import Run, draw_z_k
 
@@ -306,26 +303,3 @@ def test_fast_deblurs(picture):
         return best
 
     assert psnr(result.image) > psnr(y.numpy()) + 3
-
-
-def test_the_synthetic_benchmark_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("synthetic", ROOT / "benchmarks" / "synthetic.py")
-    synthetic = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(synthetic)
-    calls = []
-
-    def short(y, size, **options):
-        calls.append(y)
-        return deblur(y, size, num_iter=3, **options)
-
-    monkeypatch.setattr(synthetic, "IMAGES", (("camera", 64, 5, 1),))
-    monkeypatch.setattr(synthetic, "deblur", short)
-    threads = str(torch.get_num_threads())
-    for noises in (["0"], ["0", "0.01"]):
-        assert synthetic.main(["--table", str(tmp_path / "table.csv"), "--threads", threads, "--noise", *noises]) == 0
-    rows = read_csv(tmp_path / "table.csv")
-    assert [row["noise"] for row in rows] == [0, 0.01]
-    assert len(calls) == 2
-    assert np.std(calls[1] - calls[0]) == pytest.approx(0.01, rel=0.1)
-    assert rows[0]["blurry"] < rows[0]["estimate"]
-    assert "noise 0.01: blurry" in capsys.readouterr().out
