@@ -334,7 +334,7 @@ class _Task:
 # Bars are of one value but for so much, which is what compression makes of them; beside a picture, in the rows that a
 # block of JPEG or a resize mixes, it is more.
 BAR, MIXED = 4 / 255, 8
-# Borders of scans are darker than this, unless much of the picture is.
+# Borders of scans are darker than this; where so much of the middle is, too, the picture itself is dark.
 BLACK, DARK_SHARE = 0.07, 0.3
 
 
@@ -362,7 +362,8 @@ def inner_part(y, opaque=None):
     for _ in range(2):  # bars above may hide bars at the sides
         rows = _cut(y[:, columns], rows, 1)
         columns = _cut(y[rows].T, columns, 1)
-    if np.mean(y[rows, columns] < BLACK) < DARK_SHARE:
+    middle = y[y.shape[0] // 4 : -(y.shape[0] // 4) or None, y.shape[1] // 4 : -(y.shape[1] // 4) or None]
+    if np.mean(middle < BLACK) < DARK_SHARE:
         for _ in range(2):
             rows = _cut(y[:, columns], rows, 0)
             columns = _cut(y[rows].T, columns, 0)
