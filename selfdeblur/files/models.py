@@ -15,7 +15,7 @@ from selfdeblur.files.tensors import read_torch
 from selfdeblur.forward import centre
 from selfdeblur.solver import Z_CHANNELS, draw_z_k, draw_z_x
 
-# A damaged file may claim any size.
+# Most scales and channels of a network that is read: a damaged file may claim any size.
 MOST_SCALES, MOST_CHANNELS = 8, 512
 
 
