@@ -1,7 +1,9 @@
 """The public call: one blurry image in, the sharp image and the kernel out."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,8 @@ from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import stepping
-from selfdeblur.settings import Settings, make_settings
-from selfdeblur.stages import Run
+from selfdeblur.settings import Settings, check_known_kernel, make_settings
+from selfdeblur.stages import Output, Run
 
 # Fewest pixels that image and kernel have together on a side, less one: five halvings of H + h - 1 must leave the two
 # pixels that reflection padding needs.
@@ -45,21 +47,21 @@ class Result:
     history: dict[str, np.ndarray] = field(repr=False)
     settings: Settings
     seconds: float
-    quality: dict = field(repr=False)
+    quality: dict[str, Any] = field(repr=False)
 
 
 def deblur(
-    y,
-    kernel_size=None,
+    y: np.ndarray,
+    kernel_size: int | Sequence[int] | None = None,
     *,
-    preset="release",
-    num_iter=None,
-    seed=0,
-    device=None,
-    kernel=None,
-    progress=False,
-    **changes,
-):
+    preset: str = "release",
+    num_iter: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    kernel: np.ndarray | None = None,
+    progress: bool = False,
+    **changes: Any,
+) -> Result:
     """Deblur one image with SelfDeblur (Ren et al., CVPR 2020).
 
     Parameters
@@ -123,14 +125,16 @@ def deblur(
     return Result(image, k, {"loss": run.losses.cpu().numpy()}, settings, seconds, run.quality(output))
 
 
-def start(y, kernel_size, settings, *, device=None, kernel=None):
+def start(
+    y: np.ndarray,
+    kernel_size: int | Sequence[int] | None,
+    settings: Settings,
+    *,
+    device: str | torch.device | None = None,
+    kernel: np.ndarray | None = None,
+) -> Run:
     """A `Run` at its first step for a checked image y, see `deblur` for the parameters."""
-    if (kernel is None) == (settings.preset == "nonblind"):
-        raise UserError(
-            "kernel: preset nonblind needs a kernel"
-            if kernel is None
-            else f"kernel: preset {settings.preset} estimates the kernel; use preset nonblind with a known one"
-        )
+    check_known_kernel(settings.preset, kernel is not None)
     if kernel is not None:
         kernel = check_kernel(kernel).astype(np.float32)
         if kernel_size is not None and check_kernel_size(kernel_size) != kernel.shape:
@@ -149,12 +153,17 @@ def start(y, kernel_size, settings, *, device=None, kernel=None):
     return Run(torch.from_numpy(luminance(y))[None, None].to(device), (h, w), settings, kernel=kernel)
 
 
-def to_arrays(output, y):
+def to_arrays(output: Output, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sharp image (shape of y, with its chroma) and kernel (h, w) of a run's `Output` on image y, as float32 arrays."""
     return with_luminance(y, output.image.cpu().numpy()), output.kernel.cpu().numpy()
 
 
-def choose_device(device=None):
+def affordable_preset() -> str:
+    """The method of the paper, "release", where there is a GPU; "fast", which takes minutes on a CPU, elsewhere."""
+    return "release" if torch.cuda.is_available() else "fast"
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
     """The device to run on: the one that is named, else CUDA where there is one, else the CPU."""
     if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,11 +1,14 @@
 """Checks of what a user hands in: images, kernels, kernel sizes. A mistake is a `UserError`."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from selfdeblur.errors import UserError
 
 
-def check_image(y):
+def check_image(y: ArrayLike) -> np.ndarray:
     """Turn an image into float32 within 0 to 1, or raise `UserError`."""
     y = np.asarray(y)
     if not (y.ndim == 2 or (y.ndim == 3 and y.shape[2] == 3)):
@@ -23,7 +26,7 @@ def check_image(y):
     return y.astype(np.float32)
 
 
-def check_kernel(kernel, name="the kernel"):
+def check_kernel(kernel: ArrayLike, name: str = "the kernel") -> np.ndarray:
     """Turn a kernel into float64 of sum 1, or raise `UserError`; ``name`` begins the message."""
     kernel = np.asarray(kernel, dtype=np.float64)
     if kernel.ndim != 2:
@@ -38,7 +41,7 @@ def check_kernel(kernel, name="the kernel"):
     return kernel / kernel.sum()
 
 
-def check_kernel_size(kernel_size):
+def check_kernel_size(kernel_size: int | Sequence[int]) -> tuple[int, int]:
     """Turn one or two numbers into (h, w), or raise `UserError` where one is not odd and positive."""
     size = np.atleast_1d(kernel_size).tolist()
     size = tuple(size * 2 if len(size) == 1 else size)

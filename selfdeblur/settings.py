@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from selfdeblur.errors import UserError
 
@@ -142,7 +143,7 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise UserError(f"precision: {self.precision!r} is unknown; there are {', '.join(PRECISIONS)}")
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The settings as a dictionary that JSON can hold.
 
         Settings that came later are left out where they are at their default, so results from before stay valid.
@@ -155,11 +156,11 @@ class Settings:
             if name in ALWAYS_RECORDED or getattr(self, name) != defaults[name]
         }
 
-    def data_term(self, step):
+    def data_term(self, step: int) -> str:
         """Name of the data term at a step of a stage, counted from 0: "mse" or "1-ssim"."""
         return "mse" if self.mse_steps is None or step < self.mse_steps else "1-ssim"
 
-    def each_stage(self):
+    def each_stage(self) -> "dict[str, Settings]":
         """The settings of each stage by its name, in order."""
         if not self.stages:
             return {self.preset: self}
@@ -169,6 +170,12 @@ class Settings:
             for stage in self.stages
         }
 
+
+# The preset that takes a known kernel; all others estimate it.
+NONBLIND = "nonblind"
+
+# Weight of the total variation over the deviation of the noise: the paper's rule for noisy images.
+TV_WEIGHT_OF_NOISE = 0.1
 
 # A stage that fits the kernel, in the way of the paper, in little time.
 THIN = {"num_iter": 160, "mse_steps": 0, "lr_kernel": 5e-4, "channels": (16, 32, 32, 32), "window": 320}
@@ -186,8 +193,11 @@ GUIDED = {
     "guided": True,
 }
 
+# Kernel search and deconvolution alone, without networks: besides the presets, which are fits of networks.
+QUICK = "quick"
+
 # What each preset is, then what it changes from the defaults above, which are the released program's.
-PRESETS = {
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "release": (
         "the released program: mean squared error for 1000 steps (500 on Lai), then 1 - SSIM, no total variation",
         {},
@@ -196,7 +206,7 @@ PRESETS = {
         "the paper: mean squared error plus 1e-6 times the total variation throughout",
         {"mse_steps": None, "tv_weight": 1e-6},
     ),
-    "nonblind": (
+    NONBLIND: (
         "the released program for a known kernel: only the image generator is fitted, with 1 - SSIM",
         {"num_iter": 1000, "mse_steps": 0, "milestones": (700, 800, 900)},
     ),
@@ -238,7 +248,24 @@ PRESETS = {
 }
 
 
-def make_settings(preset="release", **changes):
+def check_known_kernel(preset: str, known: bool, *, kernel: str = "kernel") -> None:
+    """Raise `UserError` unless the kernel is known just where the preset takes one.
+
+    Parameters
+    ----------
+    preset : str
+    known : bool
+        Whether a kernel is given.
+    kernel : str
+        What the kernel's argument is called where the user gave it.
+    """
+    if known and preset != NONBLIND:
+        raise UserError(f"{kernel}: preset {preset} estimates the kernel; use preset {NONBLIND} with a known one")
+    if not known and preset == NONBLIND:
+        raise UserError(f"{kernel}: preset {NONBLIND} needs a kernel")
+
+
+def make_settings(preset: str = "release", **changes: Any) -> Settings:
     """The settings of a preset, with changes.
 
     Parameters

@@ -6,9 +6,11 @@
 `selfdeblur.forward`.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from selfdeblur.classical.clipped import away_from_lights, nearly_white, of_gradients
 from selfdeblur.classical.judge import noise_level
 from selfdeblur.classical.kernels import centred
 from selfdeblur.classical.linear import (
@@ -28,13 +30,22 @@ PRIOR_WEIGHT, LITTLE_NOISE = 1e-4, 3e-3
 DIFFERENCE_WEIGHTS = (1.0, 1.0, 0.25, 0.25, 0.25)
 
 
-def deconvolve(y, kernel, *, weight=None, exponent=0.8, rounds=4, steps=20):
+def deconvolve(
+    y: torch.Tensor | np.ndarray,
+    kernel: torch.Tensor | np.ndarray,
+    *,
+    weight: float | None = None,
+    exponent: float = 0.8,
+    rounds: int = 7,
+    steps: int = 20,
+) -> torch.Tensor:
     """Find the sharp image for a known kernel.
 
     Minimises ``|y - k ⊗ x|^2 + weight * sum |D x|^exponent`` by iteratively
     reweighted least squares, D being the first and, at a quarter of the
     weight, the second differences of x. The error is summed over the blurry
-    image's pixels only: nothing is assumed about what lies outside.
+    image's pixels only: nothing is assumed about what lies outside. A pixel
+    that is nearly white and would be brighter still, as a light, is left out.
 
     Parameters
     ----------
@@ -62,9 +73,14 @@ def deconvolve(y, kernel, *, weight=None, exponent=0.8, rounds=4, steps=20):
     k_spectrum = blur.spectrum(kernel)
     (top, left) = (n // 2 for n in kernel.shape)
     x = F.pad(y[None, None], (left, kernel.shape[1] - 1 - left, top, kernel.shape[0] - 1 - top), mode="replicate")[0, 0]
-    right_side = blur.transpose_in_x(y, k_spectrum)
+    white = nearly_white(y)
     weights = [torch.full_like(d, s) for d, s in zip(differences(x), DIFFERENCE_WEIGHTS, strict=True)]
-    for _ in range(rounds + 1):
+    for number in range(rounds + 1):
+        if white.any():
+            blur.mask = None
+            brighter = blur.forward(blur.spectrum(x), k_spectrum) > 1 if number else white
+            blur.mask = (~(white & brighter)).to(y)
+        right_side = blur.transpose_in_x(blur.masked(y), k_spectrum)
 
         def matrix(v, weights=weights):
             data = blur.transpose_in_x(blur.forward(blur.spectrum(v), k_spectrum), k_spectrum)
@@ -89,7 +105,7 @@ def fit_kernel(model, y, x, kernel, *, weight, steps):
     Parameters
     ----------
     model : Correlation
-        Sizes of the forward model.
+        Sizes of the forward model, and what of y is left out.
     y : tensor (C, H, W)
         Blurry images (here: gradients) that share the kernel.
     x : tensor (..., C, H + h - 1, W + w - 1)
@@ -112,7 +128,7 @@ def fit_kernel(model, y, x, kernel, *, weight, steps):
     def norm(k):
         return k.square().sum((-2, -1), keepdim=True).sqrt()
 
-    right_side = model.transpose_in_k(y, x_spectrum)
+    right_side = model.transpose_in_k(model.masked(y), x_spectrum)
     direction = kernel / norm(kernel)
     for _ in range(8):
         product = matrix(direction)
@@ -165,6 +181,8 @@ def kernel_between(y, x, kernel, *, kernel_weight=0.2, steps=20):
     ``kernel`` (h, w) is where to start; ``kernel_weight`` is as in `coarse_to_fine_kernels`. Where x is what a network
     made, its errors are of no one kernel's making, and less weight will do than in `refine_kernel`.
     """
+    mask = of_gradients(away_from_lights(y, kernel.shape))
     y = gradients(y)
-    weight = kernel_weight * y.square().sum()
-    return fit_kernel(Correlation(y.shape[-2:], kernel.shape), y, gradients(x), kernel, weight=weight, steps=steps)
+    model = Correlation(y.shape[-2:], kernel.shape, mask)
+    weight = kernel_weight * model.masked(y).square().sum()
+    return fit_kernel(model, y, gradients(x), kernel, weight=weight, steps=steps)

@@ -9,6 +9,7 @@ sense of `selfdeblur.forward`.
 import torch
 import torch.nn.functional as F
 
+from selfdeblur.classical.clipped import away_from_lights, of_gradients
 from selfdeblur.classical.linear import Correlation, conjugate_gradients, gradients, smooth
 
 # A kernel of less `extent` is next to a point: it explains any image and deblurs nothing. Camera shakes have 0.13 to
@@ -31,7 +32,8 @@ JUDGED_SIDE, JUDGED_KERNEL_SIZES = 640, 6
 
 def least_bad(y, kernels):
     """Index of the kernel (n, h, w) that explains y (H, W) best, by `badness` on what `judged_window` takes."""
-    scores = badness(two_opinions(y[judged_window(y, kernels.shape[1:])]), kernels)
+    part = y[judged_window(y, kernels.shape[1:])]
+    scores = badness(two_opinions(part, away_from_lights(part, kernels.shape[1:])), kernels)
     return scores.index(min(scores))
 
 
@@ -39,28 +41,36 @@ def clearly_better(y, kernel, other):
     """Whether a fitted kernel (h, w) explains y (H, W) clearly better than another one, see CLEARLY_BETTER."""
     if extent(kernel) < POINT_EXTENT:
         return False
-    images = two_opinions(y[judged_window(y, kernel.shape)])
+    part = y[judged_window(y, kernel.shape)]
+    images = two_opinions(part, away_from_lights(part, kernel.shape))
     (_, energy), (_, others_energy) = badness(images, torch.stack([kernel, other]))
     return energy < CLEARLY_BETTER * others_energy
 
 
-def two_opinions(y):
-    """The images that kernels are judged on at full scale: y (H, W) and y smoothed, see SECOND_OPINION_SIGMA."""
-    return [y, smooth(y, SECOND_OPINION_SIGMA)]
+def two_opinions(y, away=None):
+    """What kernels are judged on at full scale: pairs (image, mask) of y (H, W) and of y smoothed.
+
+    See SECOND_OPINION_SIGMA; ``away`` is as in `free_energy`.
+    """
+    smoothed = smooth(y, SECOND_OPINION_SIGMA)
+    if away is not None:
+        rim = [(n - m) // 2 for n, m in zip(y.shape, smoothed.shape, strict=True)]
+        away_smoothed = away[rim[0] : rim[0] + smoothed.shape[0], rim[1] : rim[1] + smoothed.shape[1]]
+    return [(y, away), (smoothed, None if away is None else away_smoothed)]
 
 
 def badness(images, kernels, **effort):
     """What kernels (n, h, w) are ordered by, least first: pairs (is next to a point, free energy).
 
     One next to a point, which explains any image, comes after all others. The
-    energy is the sum over ``images``, forms of one blurry image; ``effort`` is
+    energy is the sum over ``images``, forms of one blurry image with their masks; ``effort`` is
     handed on to `free_energy`.
     """
-    energies = sum(free_energy(y, kernels, **effort) for y in images)
+    energies = sum(free_energy(y, kernels, away=away, **effort) for y, away in images)
     return [(extent(kernel) < POINT_EXTENT, energy) for kernel, energy in zip(kernels, energies.tolist(), strict=True)]
 
 
-def free_energy(y, kernel, *, rounds=14, steps=7):
+def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
     """How badly a kernel explains the blurry image when all sharp images are weighed, not only the best one.
 
     The variational bound of sparse Bayesian deconvolution, see Wipf and Zhang,
@@ -75,6 +85,8 @@ def free_energy(y, kernel, *, rounds=14, steps=7):
         Blurry image, 0..1.
     kernel : tensor or ndarray, (..., h, w)
         Kernels to judge.
+    away : tensor of bool (H, W), optional
+        Pixels that count, see `clipped.away_from_lights`; by default all.
     rounds, steps : int
         Times the variances are renewed; conjugate gradient steps for each. Too few rounds favour
         kernels that are too wide.
@@ -91,9 +103,10 @@ def free_energy(y, kernel, *, rounds=14, steps=7):
     of_y = noise_level(y) ** 2
     noise = max(1e-5 + 2 * of_y, 4 * of_y)
     y = gradients(y)
-    blur = Correlation(y.shape[-2:], kernel.shape[-2:])
+    blur = Correlation(y.shape[-2:], kernel.shape[-2:], of_gradients(away))
     k_spectrum = blur.spectrum(kernel)
-    precision = blur.transpose_in_x(torch.ones_like(y[:1]), blur.spectrum(kernel**2)).clamp(min=1e-8) / noise
+    y, ones = blur.masked(y), blur.masked(torch.ones_like(y[:1]))
+    precision = blur.transpose_in_x(ones, blur.spectrum(kernel**2)).clamp(min=1e-8) / noise
     right_side = blur.transpose_in_x(y, k_spectrum) / noise
     x = torch.zeros_like(right_side)
     (top, left) = (n // 2 for n in kernel.shape[-2:])

@@ -8,9 +8,14 @@ from selfdeblur.losses import gaussian
 
 
 class Correlation:
-    """Valid correlation y = k ⊗ x of images (..., h, w) to (..., H, W), and its transposes, by FFT."""
+    """Valid correlation y = k ⊗ x of images (..., h, w) to (..., H, W), and its transposes, by FFT.
 
-    def __init__(self, blurry_size, kernel_size):
+    ``mask``, a tensor that goes with (..., H, W), is 0 at the pixels of y that are left out, and 1 elsewhere; y itself
+    is to be multiplied by it where it is handed to a transpose.
+    """
+
+    def __init__(self, blurry_size, kernel_size, mask=None):
+        self.mask = mask
         self.blurry_size, self.kernel_size = tuple(blurry_size), tuple(kernel_size)
         self.sharp_size = tuple(n + k - 1 for n, k in zip(self.blurry_size, self.kernel_size, strict=True))
         self.fft_size = tuple(next_fast_len(n) for n in self.sharp_size)
@@ -23,8 +28,13 @@ class Correlation:
         return torch.fft.irfft2(spectrum, s=self.fft_size)[..., : size[0], : size[1]]
 
     def forward(self, x_spectrum, k_spectrum):
-        """y = k ⊗ x."""
-        return self._crop(x_spectrum * k_spectrum.conj(), self.blurry_size)
+        """y = k ⊗ x, and 0 where the mask is 0."""
+        y = self._crop(x_spectrum * k_spectrum.conj(), self.blurry_size)
+        return y if self.mask is None else y * self.mask
+
+    def masked(self, y):
+        """y with 0 where the mask is 0."""
+        return y if self.mask is None else y * self.mask
 
     def transpose_in_x(self, y, k_spectrum):
         """What `forward` with a fixed kernel becomes when it is transposed: (H, W) to (h, w)."""

@@ -12,12 +12,14 @@ Everything is greyscale; every kernel is meant in the correlation sense of
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from selfdeblur.classical.clipped import away_from_lights, of_gradients, shrunk
 from selfdeblur.classical.deconvolution import fit_kernel, refine_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level, quantile
 from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, two_opinions
@@ -90,7 +92,15 @@ PIXELS_AT_A_TIME = 1 << 21
 MOST_NOISE_REFINED = 4e-3
 
 
-def estimate_kernel(y, kernel_size, *, variants=VARIANTS, searches=SEARCHES, starts=STARTS, powers=POWERS):
+def estimate_kernel(
+    y: torch.Tensor | np.ndarray,
+    kernel_size: tuple[int, int],
+    *,
+    variants: Sequence[Mapping[str, Any]] = VARIANTS,
+    searches: Sequence[tuple[int, int]] = SEARCHES,
+    starts: int = STARTS,
+    powers: Sequence[float] = POWERS,
+) -> torch.Tensor:
     """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
     Parameters
@@ -118,7 +128,7 @@ def estimate_kernel(y, kernel_size, *, variants=VARIANTS, searches=SEARCHES, sta
         kernel = refine_kernel(y, kernel)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
-    return lifted[free_energy(part, lifted).argmin()]
+    return lifted[free_energy(part, lifted, away=away_from_lights(part, kernel_size)).argmin()]
 
 
 def coarse_to_fine_kernels(
@@ -175,7 +185,8 @@ def coarse_to_fine_kernels(
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     y_gradients, level_of_background = gradients(y), background_level(y)
-    energy = y_gradients.square().sum()
+    away = away_from_lights(y, kernel_size)
+    energy = (y_gradients if away is None else y_gradients * of_gradients(away)).square().sum()
     sizes = _sizes(y.shape, kernel_size)
     contrast = min(float(quantile(y_gradients.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
     gradient_weights = [contrast * variant.get("gradient_weight", 4e-3) for variant in variants]
@@ -189,7 +200,8 @@ def coarse_to_fine_kernels(
             count = max(min(starts * 2 ** min(beyond, 2), START_PIXELS // math.prod(size)), 1)
             rng = np.random.Generator(np.random.PCG64(seeds[level]))
             pools.append({number: _starts(k_size, count, rng).to(y.device) for number in range(len(variants))})
-        scale = _SearchScale(_shrink(y, size) if level else y, k_size, level_of_background, level)
+        shrunken = _shrink(y, size) if level else y
+        scale = _SearchScale(shrunken, k_size, level_of_background, level, shrunk(away, size))
         done = steps * (len(sizes) - 1 - level)
         found = []
         for pool in pools:
@@ -211,12 +223,12 @@ def coarse_to_fine_kernels(
 class _SearchScale:
     """The image at one scale of the search, for kernels of one size."""
 
-    def __init__(self, y, kernel_size, level_of_background, level):
+    def __init__(self, y, kernel_size, level_of_background, level, away):
         self.y, self.kernel_size = y, kernel_size
         self.effort = FINE_EFFORT if level < 2 else COARSE_EFFORT
-        self.judged = [y] if level else two_opinions(y)
+        self.judged = [(y, away)] if level else two_opinions(y, away)
         self.gradients = gradients(y)
-        self.model = Correlation(self.gradients.shape[-2:], kernel_size)
+        self.model = Correlation(self.gradients.shape[-2:], kernel_size, of_gradients(away))
         self.sharp = FewGradients(y, kernel_size, level_of_background)
 
     def fit(self, kernels, gradient_weights, weight, near_background):

@@ -3,11 +3,13 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur.errors import UserError
 from selfdeblur.files.legacy import read_legacy
+from selfdeblur.files.names import RECORD
 from selfdeblur.files.records import read_json
 from selfdeblur.files.tensors import read_torch
 from selfdeblur.forward import centre
@@ -33,7 +35,7 @@ class KernelModel:
 
     @property
     @torch.no_grad()
-    def kernel(self):
+    def kernel(self) -> np.ndarray:
         return self._net(draw_z_k(seed=self._seed))[0, 0].numpy()
 
 
@@ -59,7 +61,7 @@ class ImageModel:
 
     @property
     @torch.no_grad()
-    def image(self):
+    def image(self) -> np.ndarray:
         if self.image_size is None or self.kernel_size is None:
             raise UserError(f"{self._path}: the sizes of image and kernel are not known; give both to load_model")
         z_x = draw_z_x(self.image_size, self.kernel_size, seed=self._seed) if self._guide is None else self._guide
@@ -69,7 +71,13 @@ class ImageModel:
         return centre(x, self.kernel_size)[0, 0].numpy()
 
 
-def load_model(path, *, image_size=None, kernel_size=None, seed=None):
+def load_model(
+    path: str | Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    kernel_size: tuple[int, int] | None = None,
+    seed: int | None = None,
+) -> ImageModel | KernelModel:
     """Read a network that a run of this program or of the authors' has left; nothing in the file is executed.
 
     Parameters
@@ -101,7 +109,7 @@ def load_model(path, *, image_size=None, kernel_size=None, seed=None):
         state = read_legacy(path)
     if not isinstance(state, dict) or not all(_is_held(value) for value in state.values()):
         raise UserError(f"{path}: not the state of a network")
-    record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + ".json")) or {}
+    record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + RECORD)) or {}
     kernel_size = kernel_size or record.get("kernel_size")
     image_size = image_size or record.get("image_size")
     seed = record.get("settings", {}).get("seed", 0) if seed is None else seed

@@ -6,6 +6,7 @@ from pathlib import Path
 from selfdeblur.checks import check_image
 from selfdeblur.colour import with_luminance
 from selfdeblur.errors import UserError
+from selfdeblur.files import names
 from selfdeblur.files.images import read_image, write_image
 from selfdeblur.files.models import load_model
 from selfdeblur.files.records import read_json
@@ -41,7 +42,7 @@ def reproduce_files(paths, folder, *, kernel_size):
 
 def _reproduce_file(path, folder, kernel_size):
     name = path.stem
-    image_file, kernel_file = folder / f"{name}_xnet.pth", folder / f"{name}_knet.pth"
+    image_file, kernel_file = folder / f"{name}{names.IMAGE_NETWORK}", folder / f"{name}{names.KERNEL_NETWORK}"
     if not image_file.exists() and not kernel_file.exists():
         raise UserError(f"{image_file}: no such model; {folder} has none for {name}")
     written, size = [], None
@@ -49,12 +50,12 @@ def _reproduce_file(path, folder, kernel_size):
         model = load_model(kernel_file)
         size = model.kernel_size
         kernel = model.kernel
-        written.append(folder / f"{name}_k.png")
+        written.append(folder / f"{name}{names.KERNEL}")
         write_image(written[-1], kernel / kernel.max())
     if image_file.exists():
         y = check_image(read_image(path))
-        recorded = (read_json(folder / f"{name}.json") or {}).get("kernel_size")
+        recorded = (read_json(folder / f"{name}{names.RECORD}") or {}).get("kernel_size")
         model = load_model(image_file, image_size=y.shape[:2], kernel_size=size or recorded or kernel_size(name))
-        written.append(folder / f"{name}_x.png")
+        written.append(folder / f"{name}{names.IMAGE}")
         write_image(written[-1], with_luminance(y, model.image))
     return written

@@ -6,6 +6,7 @@ python -m pytest -k cuda tests/method/test_graphs.py
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from selfdeblur.stages import Run
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED: CUDA graphs, because there is no GPU here")
 SHORT = {"num_iter": 7, "mse_steps": 3, "milestones": (2, 5)}
-SETTINGS = {
+SHORT_SETTINGS = {
     "release": make_settings(**SHORT),
     "paper": make_settings("paper", num_iter=5, tv_weight=1e-2),
     "nonblind": make_settings("nonblind", num_iter=5, milestones=(3,)),
@@ -79,9 +80,9 @@ def same(a, b):
             assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", SHORT_SETTINGS)
 def test_fixed_steps_equal_those_of_the_solver(name):
-    run, other = (make_run(SETTINGS[name]) for _ in range(2))
+    run, other = (make_run(SHORT_SETTINGS[name]) for _ in range(2))
     finish(run.step, run)
     fixed = FixedStep(other.fit)
     finish(fixed.step, other)
@@ -99,7 +100,7 @@ def test_fixed_steps_equal_those_of_the_solver(name):
 
 def test_runs_of_different_sizes_side_by_side_equal_single_ones():
     cases = [(image(36, 40), (5, 5)), (image(36, 40, seed=1), (5, 5)), (image(33, 47), (3, 7)), (image(40, 36), (5, 5))]
-    settings = SETTINGS["release"]
+    settings = SHORT_SETTINGS["release"]
     runs = [make_run(settings, *case) for case in cases]
     steps = [FixedStep(run.fit) for run in runs]
     for number in range(settings.num_iter):
@@ -116,7 +117,7 @@ def test_runs_of_different_sizes_side_by_side_equal_single_ones():
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_a_checkpoint_between_fixed_steps_is_that_of_the_solver(stop):
-    settings = SETTINGS["release"]
+    settings = SHORT_SETTINGS["release"]
     one = make_run(settings)
     finish(one.step, one)
     part = make_run(settings)
@@ -150,7 +151,7 @@ def test_the_first_loss_that_is_no_number_is_found():
 
 
 def test_a_step_given_up_leaves_the_run_as_it_was():
-    settings = SETTINGS["release"]
+    settings = SHORT_SETTINGS["release"]
     one, run = make_run(settings), make_run(settings)
     finish(one.step, one)
     fixed = FixedStep(run.fit)
@@ -181,11 +182,11 @@ class NothingWaits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", SHORT_SETTINGS)
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_nothing_in_a_step_waits(name, precision, monkeypatch):
     monkeypatch.setattr(fused, "generate", lambda net, z, **_: whole.generate(net, z))
-    settings = SETTINGS[name].as_dict() | {"precision": precision}
+    settings = SHORT_SETTINGS[name].as_dict() | {"precision": precision}
     run = make_run(make_settings(**settings))
     fixed = FixedStep(run.fit)
     fixed.step()
@@ -203,10 +204,10 @@ def test_what_waits_is_noticed():
 
 
 def test_a_step_that_cannot_be_recorded_is_done_as_it_stands(monkeypatch):
-    run = make_run(SETTINGS["release"])
+    run = make_run(SHORT_SETTINGS["release"])
     fixed = FixedStep(run.fit)
     fixed.step()
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(register_generator_state=lambda rng: None))
     monkeypatch.setattr(FixedStep, "recordable", True)
     stream, fixed.stream = fixed.stream, object()
 
@@ -246,7 +247,7 @@ def test_memory_that_is_too_small_is_known_by_its_errors():
 
 
 def test_the_solver_s_step_is_taken_on_the_cpu():
-    run = make_run(SETTINGS["release"])
+    run = make_run(SHORT_SETTINGS["release"])
     with graphs.stepping(run) as (step, settle):
         assert step == run.step
         settle()
@@ -321,9 +322,9 @@ def test_bfloat16_is_not_float32():
 
 @CUDA
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", SHORT_SETTINGS)
 def test_cuda_graphs_equal_the_solver_s_steps(name, precision):
-    settings = make_settings(**SETTINGS[name].as_dict() | {"precision": precision})
+    settings = make_settings(**SHORT_SETTINGS[name].as_dict() | {"precision": precision})
     run, other = (make_run(settings, image(200, 220), (9, 9), "cuda") for _ in range(2))
     fixed = FixedStep(other.fit)
     tolerance = 1e-3 if precision == "float32" else 1e-2

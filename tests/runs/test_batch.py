@@ -265,13 +265,13 @@ def test_an_image_that_is_in_work_elsewhere_is_left_out(data, tmp_path, capsys):
 def test_how_many_fit(data, monkeypatch):
     jobs = [runner.Job(data / "data" / f"{name}.png", (5, 5), make_settings()) for name in NAMES]
     jobs.append(runner.Job(data / "absent.png", (5, 5), make_settings()))
-    assert runner.batch_size(jobs, torch.device("cpu")) == 1
+    assert runner.images_at_once(jobs, torch.device("cpu")) == 1
     need = runner.gpu_memory((40, 44), (5, 5))
     assert 256 << 20 < need < 300 << 20
 
     def batch(free):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2 * free))
-        return runner.batch_size(jobs, torch.device("cuda"))
+        return runner.images_at_once(jobs, torch.device("cuda"))
 
     assert batch(0) == 1
     assert batch(need) == 1
