@@ -18,12 +18,15 @@ is in float32. With float32 the products of 1x1 convolutions are in TF32 where
 PyTorch's convolutions are.
 """
 
+import warnings
 from collections import namedtuple
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from networks.fused import HALF_RANGE
 
 try:
     from networks import triton_kernels as kernels
@@ -52,9 +55,12 @@ SHAPES = {
     "head_backward": _Shape(4096, 1024, 4, 1),
 }
 
+# Whether a kind of generator was found to work.
+_tried = {}
+
 
 def usable(net, z):
-    """Whether this form has what a generator needs for an input z (1, C, H, W)."""
+    """Whether this form has what a generator needs for an input z (1, C, H, W), and works on its device."""
     widths = [scale.mix[0].out_channels for scale in net.scales]
     narrow = [scale.skip[0].out_channels for scale in net.scales]
     return (
@@ -63,14 +69,45 @@ def usable(net, z):
         and net.out.out_channels == 1
         and all(16 <= n <= 256 and n & (n - 1) == 0 for n in widths + narrow)
         and (z.shape[2] + 2) * (z.shape[3] + 2) * (max(widths) + max(narrow)) <= LARGEST
+        and _works(net, z, tuple(widths))
     )
+
+
+def _works(net, z, widths):
+    """Whether a small pass forward and back can be done: kernels may be too large for a card, or not compile there.
+
+    It is tried once for each kind of generator; what it compiles is what the pass itself needs.
+    """
+    storage, tf32 = _storage(z), torch.backends.cudnn.allow_tf32
+    key = z.device, z.shape[1], widths, tuple(scale.non_local is not None for scale in net.scales), storage, tf32
+    if key not in _tried:
+        side = 2 << len(widths)
+        small = torch.linspace(0, 1, side * side, device=z.device).expand(1, z.shape[1], -1).reshape(1, -1, side, side)
+        try:
+            with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+                step = _Pass(net, storage, small)
+                step.backward(step.forward(small))
+            _tried[key] = True
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            warnings.warn(
+                f"the kernels written for GPUs cannot be used here, so steps are slower: {error}", stacklevel=2
+            )
+            _tried[key] = False
+    return _tried[key]
+
+
+def _storage(z):
+    """The type in which activations of a pass with input z are kept."""
+    device = z.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else z.dtype
 
 
 def generate(net, z):
     """`SkipGenerator.forward` for z (1, in_channels, H, W)."""
-    device = z.device.type
-    storage = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else z.dtype
-    with torch.autocast(device, enabled=False):
+    storage = _storage(z)
+    with torch.autocast(z.device.type, enabled=False):
         return _Generate.apply(net, z, storage, *net.parameters())
 
 
@@ -204,9 +241,10 @@ class _Pass:
         phi, g = pooled.split(inner, 1)
         product = (phi.t() @ g).div_(len(pooled))
         out = block.out.weight.flatten(1)
-        both = (product @ out.t()).to(x.dtype)
+        down = HALF_RANGE if x.dtype == torch.float16 else 1
+        both = (product @ out.t()).mul_(down).to(x.dtype)
         y = three[:, :inner] @ both
-        norm = self._norm(y, block.norm)
+        norm = self._norm(y, block.norm, down**2)
         have["non_local"] = weight, three, pooled, product, both, y, norm
         return self._activate(y, norm, size, pad=1, residual=x)
 
@@ -353,7 +391,7 @@ class _Pass:
         theta = three[:, :inner]
         g_three = torch.empty_like(three)
         torch.mm(g_y, both.t(), out=g_three[:, :inner])
-        g_both = (theta.t() @ g_y).to(self.master)
+        g_both = (theta.t() @ g_y).to(self.master).mul_(HALF_RANGE if x.dtype == torch.float16 else 1)
         out = block.out.weight.flatten(1)
         self.gradients[block.out.weight] = (g_both.t() @ product).view(block.out.weight.shape)
         g_product = (g_both @ out).div_(len(pooled))
@@ -401,19 +439,28 @@ class _Pass:
         """The gradient of a weight in its type and form."""
         return torch.empty_like(weight, memory_format=torch.contiguous_format).copy_(g)
 
-    def _norm(self, x, norm):
-        """The constants of the normalisation of x (positions, C)."""
+    def _norm(self, x, norm, down=1):
+        """The constants of the normalisation of x (positions, C), with an eps ``down`` times that of ``norm``."""
         rows, programs, how = self._grid("statistics", *x.shape)
         partial = self._partial(x, programs, 3, x.shape[1])
         kernels.statistics_kernel[programs,](x, partial, *x.shape, rows, **self.arithmetic, **how)
-        return self._finish_norm(partial, norm)
+        return self._finish_norm(partial, norm, down=down)
 
-    def _finish_norm(self, partial, norm, *, shift=True):
+    def _finish_norm(self, partial, norm, *, shift=True, down=1):
         programs, _, channels = partial.shape
         constants = partial.new_empty(4, channels)
         block = _columns(programs)
         kernels.finish_norm_kernel[-(-channels // block),](
-            partial, norm.weight, norm.bias, constants, norm.eps, programs, channels, shift, _room(programs), block
+            partial,
+            norm.weight,
+            norm.bias,
+            constants,
+            norm.eps * down,
+            programs,
+            channels,
+            shift,
+            _room(programs),
+            block,
         )
         return constants
 
@@ -450,7 +497,7 @@ class _Pass:
         return (out, partial) if s else out
 
     def _activate_backward(self, g, x, norm, size, *, pad, activated=True, weight=None, g_skip=None):
-        """`activate_backward_kernel`: the gradient of the normalised x, its sums, and where there is one, the weight's."""
+        """`activate_backward_kernel`: gradient of the normalised x, its sums, and with ``g_skip`` the weight's."""
         channels = x.shape[1]
         out = torch.empty_like(x)
         s = 0 if g_skip is None else g_skip.shape[1]

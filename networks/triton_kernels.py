@@ -639,9 +639,7 @@ def join_backward_below_kernel(
 
 
 @_kernel
-def merge_weight_kernel(
-    weight, norm, out, channels, rows, Q: tl.constexpr, CB: tl.constexpr
-):
+def merge_weight_kernel(weight, norm, out, channels, rows, Q: tl.constexpr, CB: tl.constexpr):
     """out (O, 3, 3, channels), weight (O, channels, 3, 3) with each channel scaled; rows is 9 O."""
     q = tl.program_id(0) * Q + tl.arange(0, Q)
     channel = tl.program_id(1) * CB + tl.arange(0, CB)
@@ -653,9 +651,7 @@ def merge_weight_kernel(
 
 
 @_kernel
-def merge_weight_backward_kernel(
-    g, weight, norm, out, partial, channels, rows, Q: tl.constexpr, CB: tl.constexpr
-):
+def merge_weight_backward_kernel(g, weight, norm, out, partial, channels, rows, Q: tl.constexpr, CB: tl.constexpr):
     """out, the gradient of the weight, from g (O, 3, 3, channels), that of the scaled one, and sums for the scale's."""
     q = tl.program_id(0) * Q + tl.arange(0, Q)
     channel = tl.program_id(1) * CB + tl.arange(0, CB)
@@ -809,16 +805,6 @@ def mix_backward_kernel(
     for the gradient of the weight are (programs, C, C). g may be out.
     """
     channel, row = tl.arange(0, C), tl.arange(0, B)
-    scale1 = tl.load(norm1 + channel)[None, :]
-    shift1 = tl.load(norm1 + C + channel)[None, :]
-    mean1 = tl.load(norm1 + 2 * C + channel)[None, :]
-    rstd1 = tl.load(norm1 + 3 * C + channel)[None, :]
-    scale2 = tl.load(norm2 + channel)[None, :]
-    slope2 = tl.load(sums2 + ROWS * C + channel)[None, :]
-    constant2 = tl.load(sums2 + (ROWS + 1) * C + channel)[None, :]
-    if HEAD:
-        shift2 = tl.load(norm2 + C + channel)[None, :]
-        w_head = tl.load(head + channel)[None, :]
     w = tl.load(weight + channel[:, None] * C + channel[None, :]).to(x1.dtype.element_ty)
     g_weight = tl.zeros([C, C], ACC)
     first = tl.zeros([C], ACC)
@@ -827,22 +813,31 @@ def mix_backward_kernel(
         position = start + row
         inside = (position < positions)[:, None]
         place = position[:, None].to(tl.int64) * C + channel[None, :]
+        # Constants are read anew for each block: there are too many of them to be kept in registers.
         value2 = tl.load(x2 + place, mask=inside, other=0.0).to(ACC)
         if HEAD:
-            value_g = tl.load(g + position, mask=position < positions, other=0.0)[:, None] * w_head
-            value_g = _masked(value_g, value2 * scale2 + shift2)
+            value_g = tl.load(g + position, mask=position < positions, other=0.0)[:, None]
+            value_g = value_g * tl.load(head + channel)[None, :]
+            value_g = _masked(
+                value_g, value2 * tl.load(norm2 + channel)[None, :] + tl.load(norm2 + C + channel)[None, :]
+            )
         else:
             value_g = tl.load(g + place, mask=inside, other=0.0).to(ACC)
-        value_g = tl.where(inside, value_g * scale2 + value2 * slope2 + constant2, 0.0).to(x1.dtype.element_ty)
-        value1 = tl.load(x1 + place, mask=inside, other=0.0).to(ACC)
-        normal1 = value1 * scale1 + shift1
-        z = _leaky(normal1).to(x1.dtype.element_ty)
+        value_g = value_g * tl.load(norm2 + channel)[None, :] + value2 * tl.load(sums2 + ROWS * C + channel)[None, :]
+        value_g += tl.load(sums2 + (ROWS + 1) * C + channel)[None, :]
+        value_g = tl.where(inside, value_g, 0.0).to(x1.dtype.element_ty)
+        value1 = tl.load(x1 + place, mask=inside, other=0.0)
+        z = _leaky(value1.to(ACC) * tl.load(norm1 + channel)[None, :] + tl.load(norm1 + C + channel)[None, :])
+        z = z.to(x1.dtype.element_ty)
         g_weight += tl.dot(tl.trans(value_g), z, input_precision=PRECISION, out_dtype=ACC)
-        g_1 = _masked(tl.dot(value_g, w, input_precision=PRECISION, out_dtype=ACC), normal1).to(out.dtype.element_ty)
+        g_1 = _masked(tl.dot(value_g, w, input_precision=PRECISION, out_dtype=ACC), z).to(out.dtype.element_ty)
         tl.store(out + place, g_1, mask=inside)
         g_1 = g_1.to(ACC)
         first += tl.sum(g_1, 0)
-        second += tl.sum(g_1 * (value1 - mean1) * rstd1, 0)
+        normal1 = (value1.to(ACC) - tl.load(norm1 + 2 * C + channel)[None, :]) * tl.load(norm1 + 3 * C + channel)[
+            None, :
+        ]
+        second += tl.sum(g_1 * normal1, 0)
     base = partial + tl.program_id(0) * 2 * C + channel
     tl.store(base, first)
     tl.store(base + C, second)

@@ -134,7 +134,7 @@ class FixedStep:
         with run.arithmetic():
             loss = run.objective(z_x, self.data_term)
             run.optimiser.zero_grad()
-            loss.backward()
+            run.backward(loss)
         run.losses.index_copy_(0, self.index, loss.detach()[None])
         with self._rates_on_device():
             run.optimiser.step()

@@ -22,7 +22,7 @@ from selfdeblur.classical.initial import (
 )
 from selfdeblur.forward import blur, blur_plain, centre
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
-from selfdeblur.precision import arithmetic, generator_type
+from selfdeblur.precision import arithmetic, generator_type, gradient_scale, scaled_gradient, unscale
 
 # Where `Settings.mean_with` names this instead of a stage, the mean is with an image that is deconvolved at the end.
 DECONVOLVED = "deconvolved"
@@ -181,9 +181,10 @@ class Run:
         groups = [{"params": G_x.parameters(), "lr": settings.lr_image}]
         if self.kernel is None:
             groups.append({"params": G_k.parameters(), "lr": settings.lr_kernel})
-        self.optimiser = torch.optim.Adam(groups, fused=not self.plain)
+        self.optimiser = torch.optim.Adam(groups, fused=not self.plain or settings.precision == "fp16")
         self.target, self.dssim = like, partial(dssim_plain, y=like) if self.plain else DSSIM(like)
         self.rng, self.z_x, self.z_k, self.G_x, self.G_k = rng, z_x, z_k, G_x, G_k
+        self.scale = gradient_scale(settings.precision, like)
         self.rates = [group["lr"] for group in groups]
         self.stage, self.kernel_starts = name, starts
         self.stage_begin = self.stage_end
@@ -210,7 +211,7 @@ class Run:
             with self.arithmetic():
                 loss = self.objective(z_x, self.data_term(step))
                 self.optimiser.zero_grad()
-                loss.backward()
+                self.backward(loss)
         except BaseException:
             self.rng.set_state(before)
             raise
@@ -221,6 +222,8 @@ class Run:
         settings = self.stages[self.stage]
         with generator_type(settings.precision, z_x.device):
             x = self.G_x(z_x)
+        if self.scale is not None:
+            x = scaled_gradient(x, self.scale)
         k = self.kernel if self.kernel is not None else self.G_k(self.z_k)
         y_hat = self.blur(x, k)
 
@@ -228,6 +231,12 @@ class Run:
         if settings.tv_weight:
             loss = loss + settings.tv_weight * total_variation(x)
         return loss
+
+    def backward(self, loss):
+        """The backward pass of an objective."""
+        loss.backward()
+        if self.scale is not None:
+            unscale(self.G_x.parameters(), self.scale, self.optimiser)
 
     @property
     def noise_on_device(self):
