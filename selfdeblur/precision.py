@@ -9,12 +9,6 @@ import contextlib
 
 import torch
 
-PRECISIONS = {
-    "float32": "float32 throughout",
-    "tf32": "the convolutions of the image generator in TF32, on a GPU that has it",
-    "fp16": "the image generator in float16, which has the digits of TF32 but not its range",
-    "bf16": "the image generator in bfloat16",
-}
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Root mean square of the image's gradient on its way into a generator in float16, where numbers below 6e-5 have fewer
@@ -53,13 +47,16 @@ def generator_type(precision, device):
 
 
 def gradient_scale(precision, like):
-    """Where the scale of the gradients inside the image generator is kept, None where they are not scaled."""
+    """Where the scale of the gradients inside the image generator is kept; None where they are not scaled."""
     return torch.ones((), dtype=like.dtype, device=like.device) if precision == "fp16" else None
 
 
 def scaled_gradient(x, scale):
-    """The image x as it is; its gradient is multiplied by a power of 2 that suits float16, kept in ``scale``."""
-    return _Scaled.apply(x, scale)
+    """The image x as it is; its gradient is multiplied by a power of 2 that suits float16, kept in ``scale``.
+
+    Without a scale nothing is done.
+    """
+    return x if scale is None else _Scaled.apply(x, scale)
 
 
 class _Scaled(torch.autograd.Function):
@@ -79,8 +76,10 @@ def unscale(parameters, scale, optimiser):
     """Take the scale out of the gradients of parameters behind `scaled_gradient`.
 
     Where one of them is not finite, the next step of the optimiser, a fused
-    one, leaves everything as it is.
+    one, leaves everything as it is. Without a scale nothing is done.
     """
+    if scale is None:
+        return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     overflow = torch.zeros_like(scale)
     torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, scale.reciprocal())

@@ -1,0 +1,364 @@
+"""The step on fixed buffers, as it runs on a GPU, against the one in the solver.
+
+Without a GPU the recorded step is called instead of played again; the rest is the same. Tests that need one:
+python -m pytest -k cuda tests/method/test_graphs.py
+"""
+
+import copy
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from networks import SkipGenerator, fused, whole
+from selfdeblur import UserError, graphs
+from selfdeblur.graphs import CHECK_EVERY, FixedStep
+from selfdeblur.precision import arithmetic, generator_type
+from selfdeblur.settings import make_settings
+from selfdeblur.stages import Run
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED: CUDA graphs, because there is no GPU here")
+SHORT = {"num_iter": 7, "mse_steps": 3, "milestones": (2, 5)}
+SHORT_SETTINGS = {
+    "release": make_settings(**SHORT),
+    "paper": make_settings("paper", num_iter=5, tv_weight=1e-2),
+    "nonblind": make_settings("nonblind", num_iter=5, milestones=(3,)),
+    "without noise": make_settings(**SHORT, input_noise=0.0),
+}
+
+
+def image(height=36, width=40, seed=0):
+    return torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def make_run(settings, y=None, size=(5, 5), device="cpu"):
+    y = (image() if y is None else y).to(device)
+    kernel = torch.full((1, 1, *size), 1 / (size[0] * size[1]), device=device)
+    return Run(y, size, settings, kernel=kernel if settings.preset == "nonblind" else None)
+
+
+def finish(step, run):
+    while run.steps_done < run.settings.num_iter:
+        step()
+
+
+def assert_same_step(run, other, step, tolerance):
+    """From the same parameters two runs came to the same loss and gradient."""
+    assert run.losses[step].item() == pytest.approx(other.losses[step].item(), rel=tolerance)
+    assert gradient_of(run.fit.G_x).numel()
+    for a, b in zip((run.fit.G_x, run.fit.G_k), (other.fit.G_x, other.fit.G_k), strict=True):
+        one, two = gradient_of(a), gradient_of(b)
+        assert (one - two).norm() <= 10 * tolerance * one.norm()
+
+
+def gradient_of(net):
+    """All of a network's gradient; empty for G_k where the kernel is given."""
+    return torch.cat([torch.empty(0)] + [p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None])
+
+
+@torch.no_grad()
+def take_over(run, other):
+    """Put the parameters and Adam's moments of a run in the places of another's.
+
+    Sums on a GPU are not taken in the same order twice, and Adam's first steps have the size of the learning rate
+    whatever the size of the gradient: without this, two runs part within three steps.
+    """
+    for a, b in zip(run.fit.optimiser.param_groups, other.fit.optimiser.param_groups, strict=True):
+        for p, q in zip(a["params"], b["params"], strict=True):
+            q.copy_(p)
+            for name, value in run.fit.optimiser.state[p].items():
+                other.fit.optimiser.state[q][name].copy_(value)
+
+
+def same(a, b):
+    assert torch.equal(a.losses, b.losses)
+    assert torch.equal(a.fit.rng.get_state(), b.fit.rng.get_state())
+    for net in ("G_x", "G_k"):
+        for p, q in zip(getattr(a.fit, net).parameters(), getattr(b.fit, net).parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("name", SHORT_SETTINGS)
+def test_fixed_steps_equal_those_of_the_solver(name):
+    run, other = (make_run(SHORT_SETTINGS[name]) for _ in range(2))
+    finish(run.step, run)
+    fixed = FixedStep(other.fit)
+    finish(fixed.step, other)
+    fixed.close()
+    same(run, other)
+    # And what a checkpoint holds is what the solver would have written.
+    groups = [r.fit.state_dict()["optimiser"]["param_groups"] for r in (run, other)]
+    if name == "release":
+        # The rate of the last step, which fixed steps hold in a tensor of their own.
+        for group, rate in zip(groups[1], run.fit.current_rates(), strict=True):
+            group["lr"] = rate
+    assert [g["capturable"] for g in groups[1]] == [False] * len(groups[1])
+    assert all(isinstance(g["lr"], float) for g in groups[1])
+
+
+def test_runs_of_different_sizes_side_by_side_equal_single_ones():
+    cases = [(image(36, 40), (5, 5)), (image(36, 40, seed=1), (5, 5)), (image(33, 47), (3, 7)), (image(40, 36), (5, 5))]
+    settings = SHORT_SETTINGS["release"]
+    runs = [make_run(settings, *case) for case in cases]
+    steps = [FixedStep(run.fit) for run in runs]
+    for number in range(settings.num_iter):
+        for step in steps[: 2 if number > 3 else 4]:  # two leave early
+            step.step()
+    for step in steps:
+        step.close()
+    for case, run in zip(cases, runs, strict=True):
+        single = make_run(settings, *case)
+        while single.steps_done < run.steps_done:
+            single.step()
+        same(single, run)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_a_checkpoint_between_fixed_steps_is_that_of_the_solver(stop):
+    settings = SHORT_SETTINGS["release"]
+    one = make_run(settings)
+    finish(one.step, one)
+    part = make_run(settings)
+    fixed = FixedStep(part.fit)
+    for _ in range(stop):
+        fixed.step()
+    fixed.settle()
+    state = copy.deepcopy(part.state_dict())  # as a file would hold it
+    for resume in (lambda run: run.step, lambda run: FixedStep(run.fit).step):
+        again = make_run(settings)
+        again.load_state_dict(copy.deepcopy(state))
+        finish(resume(again), again)
+        same(one, again)
+    # The run itself, let go of, goes on by either means as well.
+    fixed.close()
+    finish(part.step, part)
+    same(one, part)
+
+
+def test_the_first_loss_that_is_no_number_is_found():
+    run = make_run(make_settings(num_iter=6))
+    fixed = FixedStep(run.fit)
+    for _ in range(5):
+        fixed.step()
+    assert fixed.first_not_finite(0) is None
+    run.losses[2:4] = float("nan")
+    assert fixed.first_not_finite(0) == 2
+    assert fixed.first_not_finite(3) == 3
+    assert fixed.first_not_finite(4) is None
+    fixed.close()
+
+
+def test_a_step_given_up_leaves_the_run_as_it_was():
+    settings = SHORT_SETTINGS["release"]
+    one, run = make_run(settings), make_run(settings)
+    finish(one.step, one)
+    fixed = FixedStep(run.fit)
+    fixed.step()
+    blur, run.fit.blur = run.fit.blur, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        fixed.step()
+    run.fit.blur = blur
+    fixed.close()
+    finish(FixedStep(run.fit).step, run)
+    same(one, run)
+
+
+class NothingWaits(TorchDispatchMode):
+    """Fails where a step reads a number from a tensor, makes a tensor of Python numbers, or draws random numbers.
+
+    The first waits for the GPU, the second copies from memory that is not pinned, and the third, from a generator that
+    the graph does not know, is the same each time: a CUDA graph bears none of them.
+    """
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift", "masked_select", "rand", "normal", "uniform", "dropout")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").partition(".")[0]
+        if (kwargs or {}).get("generator") is not None:  # a graph counts on the state of the fit's own generator
+            return function(*args, **kwargs)
+        assert not name.startswith(self.FORBIDDEN), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", SHORT_SETTINGS)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_nothing_in_a_step_waits(name, precision, monkeypatch):
+    monkeypatch.setattr(fused, "generate", lambda net, z, **_: whole.generate(net, z))
+    settings = SHORT_SETTINGS[name].as_dict() | {"precision": precision}
+    run = make_run(make_settings(**settings))
+    fixed = FixedStep(run.fit)
+    fixed.step()
+    with NothingWaits():
+        fixed._compute()
+        fixed.data_term = "1-ssim"
+        fixed._compute()
+    fixed.close()
+
+
+def test_what_waits_is_noticed():
+    for wrong in (lambda x: x.sum().item(), lambda x: x.new_tensor([1.0, 2.0]), lambda x: torch.rand(3) * x.sum()):
+        with pytest.raises(AssertionError), NothingWaits():
+            wrong(torch.ones(2))
+
+
+def test_a_step_that_cannot_be_recorded_is_done_as_it_stands(monkeypatch):
+    run = make_run(SHORT_SETTINGS["release"])
+    fixed = FixedStep(run.fit)
+    fixed.step()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(register_generator_state=lambda rng: None))
+    monkeypatch.setattr(FixedStep, "recordable", True)
+    stream, fixed.stream = fixed.stream, object()
+
+    def fail(error):
+        def graph(*_, **__):
+            raise error
+
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+
+    fail(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        fixed._record()
+    assert FixedStep.recordable
+    fail(RuntimeError("operation not permitted when stream is capturing"))
+    with pytest.warns(UserWarning, match="not permitted"):
+        assert fixed._record() == fixed._compute
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fixed._record() == fixed._compute
+    fixed.stream = stream
+    fixed.close()
+
+
+def test_memory_that_is_too_small_is_known_by_its_errors():
+    def masked():
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError:
+            raise RuntimeError("capture was invalidated")  # noqa: B904
+
+    with pytest.raises(RuntimeError) as error:
+        masked()
+    assert graphs.out_of_memory(error.value)
+    assert graphs.out_of_memory(MemoryError())
+    assert graphs.out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert not graphs.out_of_memory(RuntimeError("an illegal memory access was encountered"))
+
+
+def test_the_solver_s_step_is_taken_on_the_cpu():
+    run = make_run(SHORT_SETTINGS["release"])
+    with graphs.stepping(run) as (step, settle):
+        assert step == run.step
+        settle()
+
+
+def generated(size, dtype, form, *, autocast=False):
+    """Output of a form of the generator with fixed random parameters, and the gradient of an error by parameter."""
+    torch.manual_seed(0)
+    net = SkipGenerator(plain=True)
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    z, target = torch.rand(1, 8, *size).to(dtype), torch.rand(1, 1, *size).to(dtype)
+    net = net.to(dtype)
+    with generator_type("bf16" if autocast else "float32", z.device):
+        x = net(z) if form == "plain" else whole.generate(net, z)
+    assert x.dtype == dtype
+    (x - target).square().mean().backward()
+    # A bias in front of a normalisation has gradient 0, which the form for GPUs leaves out.
+    return x.detach(), torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in net.parameters()]
+    )
+
+
+@pytest.mark.parametrize("size", [(61, 75), (64, 48), (97, 100)])
+def test_the_form_for_gpus_equals_the_plain_one(size):
+    x, gradient = generated(size, torch.float64, "plain")
+    y, other = generated(size, torch.float64, "whole")
+    assert (x - y).abs().max() < 1e-11
+    assert (gradient - other).abs().max() < 1e-9
+
+
+def test_in_bfloat16_it_rounds_like_the_plain_one():
+    exact, exact_gradient = generated((100, 90), torch.float64, "plain")
+    errors, gradient_errors = [], []
+    for form in ("plain", "whole"):
+        x, gradient = generated((100, 90), torch.float32, form, autocast=True)
+        errors.append((x - exact).square().mean().sqrt().item())
+        gradient_errors.append((gradient - exact_gradient).norm().item())
+    assert errors[1] < 2 * errors[0] < 0.1
+    assert gradient_errors[1] < 2 * gradient_errors[0] < exact_gradient.norm()
+
+
+def test_precision_is_set_on_a_gpu_and_set_back():
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    for precision, allowed in (("float32", False), ("tf32", True), ("bf16", False)):
+        with arithmetic(precision, torch.device("cuda")):
+            assert [switch.allow_tf32 for switch in switches] == [allowed, False]
+        assert [switch.allow_tf32 for switch in switches] == before
+    with arithmetic("tf32", torch.device("cpu")):
+        assert [switch.allow_tf32 for switch in switches] == before
+
+
+def test_precision_is_part_of_the_settings():
+    # Results from before there was a choice stay valid.
+    assert "precision" not in make_settings().as_dict()
+    assert make_settings(precision="bf16").as_dict()["precision"] == "bf16"
+    with pytest.raises(UserError, match="precision"):
+        make_settings(precision="float8")
+
+
+def test_bfloat16_is_not_float32():
+    runs = [make_run(make_settings(num_iter=2, precision=precision)) for precision in ("float32", "bf16")]
+    for run in runs:
+        finish(run.step, run)
+    results = [run.result()[0] for run in runs]
+    assert results[1].dtype == torch.float32
+    assert runs[1].fit.G_x.out.weight.dtype == torch.float32
+    assert not torch.equal(runs[0].losses, runs[1].losses)
+    assert (runs[0].losses - runs[1].losses).abs().max() < 0.1 * runs[0].losses[0]
+
+
+@CUDA
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("name", SHORT_SETTINGS)
+def test_cuda_graphs_equal_the_solver_s_steps(name, precision):
+    settings = make_settings(**SHORT_SETTINGS[name].as_dict() | {"precision": precision})
+    run, other = (make_run(settings, image(200, 220), (9, 9), "cuda") for _ in range(2))
+    fixed = FixedStep(other.fit)
+    tolerance = 1e-3 if precision == "float32" else 1e-2
+    for step in range(settings.num_iter):
+        run.step()
+        fixed.step()
+        fixed.settle()
+        assert_same_step(run, other, step, tolerance)
+        take_over(run, other)
+    assert FixedStep.recordable
+    if settings.num_iter > 2:
+        assert fixed.play != fixed._compute
+    fixed.close()
+
+
+@CUDA
+def test_cuda_runs_side_by_side_do_not_disturb_each_other():
+    settings = make_settings(num_iter=2 * CHECK_EVERY, mse_steps=20, milestones=(30,))
+    cases = [(image(100, 120), (9, 9)), (image(100, 120, seed=1), (9, 9)), (image(140, 90), (5, 7))]
+    singles = []
+    for case in cases:
+        run = make_run(settings, *case, "cuda")
+        with graphs.stepping(run) as (step, _):
+            finish(step, run)
+        singles.append(run)
+    runs = [make_run(settings, *case, "cuda") for case in cases]
+    steps = [FixedStep(run.fit) for run in runs]
+    for _ in range(settings.num_iter):
+        for step in steps:
+            step.step()
+    for step in steps:
+        assert step.first_not_finite(0) is None
+        step.close()
+    for run, single in zip(runs, singles, strict=True):
+        assert torch.equal(run.fit.rng.get_state(), single.fit.rng.get_state())
+        assert torch.allclose(run.losses[:3], single.losses[:3], rtol=0.02)
+        assert run.losses[-10:].mean().item() == pytest.approx(single.losses[-10:].mean().item(), rel=0.3)

@@ -1,0 +1,311 @@
+"""Runs of several stages: the preset fast, and what judges a result without the sharp image."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from networks import KernelGenerator
+from selfdeblur import UserError, deblur, load_model
+from selfdeblur.classical import deconvolve, quality
+from selfdeblur.classical.deconvolution import kernel_between
+from selfdeblur.classical.judge import busiest_window
+from selfdeblur.classical.kernels import camera_shake_kernel
+from selfdeblur.data.benchmarks import LEVIN
+from selfdeblur.runs.command import benchmark_main
+from selfdeblur.settings import DOUBT, PRESETS, make_settings
+from selfdeblur.solver import draw_z_k
+from selfdeblur.stages import Run
+from selfdeblur.vote import vote
+
+
+def blurred(picture, size, kernel_size, seed):
+    """Sharp image on the padded grid, kernel, blurry image, as tensors."""
+    kernel = torch.from_numpy(camera_shake_kernel(kernel_size, rng=seed)).float()
+    side = size + kernel_size - 1
+    x = torch.from_numpy(picture[:side, :side]).float()
+    return x, kernel, torch.nn.functional.conv2d(x[None, None], kernel[None, None])[0, 0]
+
+
+def short_run(preset, y, kernel_size):
+    return Run(y[None, None], (kernel_size, kernel_size), make_settings(preset, num_iter=6))
+
+
+def finish(run):
+    while run.steps_done < run.settings.num_iter:
+        run.step()
+    return run
+
+
+def test_steps_are_shared_out_in_proportion():
+    full = make_settings("fast")
+    assert full.num_iter == sum(stage["num_iter"] for stage in PRESETS["fast"][1]["stages"])
+    half = make_settings("fast", num_iter=full.num_iter // 2)
+    for a, b in zip(full.each_stage().values(), half.each_stage().values(), strict=True):
+        assert b.num_iter == a.num_iter // 2
+    for number in (3, 4, 7, 361):
+        assert sum(s.num_iter for s in make_settings("fast", num_iter=number).each_stage().values()) == number
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"), [({"num_iter": 1}, "num_iter"), ({"num_iter": 0}, "num_iter"), ({"mse_steps": 3}, "mse_steps")]
+)
+def test_what_a_preset_of_stages_refuses(changes, word):
+    with pytest.raises(UserError, match=word):
+        make_settings("fast", **changes)
+
+
+def test_settings_survive_json():
+    for name in PRESETS:
+        fields = make_settings(name).as_dict()
+        assert json.loads(json.dumps(fields)) == fields
+
+
+def test_kernel_generator_starts_at_a_kernel():
+    kernel = torch.from_numpy(camera_shake_kernel(9, rng=1)).float()
+    net, z = KernelGenerator((9, 9)), draw_z_k(seed=0)
+    net.start_at(z, kernel)
+    assert (net(z)[0, 0] - kernel).abs().max() < 1e-4
+
+
+def test_a_stage_starts_where_it_is_told(picture, monkeypatch):
+    _, _, y = blurred(picture, 48, 5, 1)
+    # Another search, or the stage from scratch, finds nothing better.
+    monkeypatch.setattr("selfdeblur.vote.least_bad", lambda y, kernels: 0)
+    monkeypatch.setattr("selfdeblur.vote.clearly_better", lambda y, kernel, other: False)
+    for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
+        settings = make_settings("fast", num_iter=6)
+        stages = [dict(stage) for stage in settings.stages]
+        stages[2]["doubt"] = doubt
+        run = finish(Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages)))
+        assert list(run.stages) == ["scratch", "check", "guided"]
+        assert torch.equal(run.kernel_starts, torch.stack([run.kernels[source] for source in sources]))
+        assert not torch.equal(run.kernels["estimate"], run.kernels["check"])
+        assert run.disagreement > 0
+        # The generator of the last stage sees the deconvolved images.
+        for channel, source in zip(run.fit.z_x[0], sources, strict=True):
+            assert torch.equal(channel, deconvolve(y, run.kernels[source]).clamp(0, 1))
+        assert run.fit.G_x.scales[0].down[0].in_channels == len(sources)
+
+
+@pytest.fixture
+def voted(picture):
+    """`vote` for kernels by their source, where another search, if there is to be one, finds ``again``.
+
+    Gives the kernels to go on with, the estimate from then on, whether the result is doubtful, and the reason.
+    """
+    _, true, y = blurred(picture, 128, 13, 4)
+
+    def outcome(estimate, check, rival, again):
+        calls = []
+
+        def search_again():
+            calls.append(again)
+            return again
+
+        handed_in = [kernel for kernel in (y, estimate, check, rival) if kernel is not None]
+        before = [kernel.clone() for kernel in handed_in]
+        choice = vote(y, estimate, check, rival, doubt=DOUBT, search_again=search_again)
+        assert all(torch.equal(one, two) for one, two in zip(handed_in, before, strict=True))
+        for kernel, image in zip(choice.kernels, choice.images, strict=True):
+            assert torch.equal(image, deconvolve(y, kernel))
+        assert len(calls) == (again is not None)
+        assert choice.estimate is None or choice.estimate is again
+        after = estimate if choice.estimate is None else choice.estimate
+        return torch.stack(choice.kernels), after, choice.disagreement > DOUBT, choice.reason
+
+    outcome.kernels = true, true.flip(0), torch.full_like(true, 1 / true.numel())
+    return outcome
+
+
+def test_where_two_kernels_disagree_another_search_follows(voted):
+    true, wrong, worse = voted.kernels
+    for given, expected, estimate, doubtful, reason in (
+        ((true, true, None), [true, true], true, False, "estimate and check agree"),
+        ((wrong, true, worse), [true], wrong, True, "estimate and check disagree, another search found nothing better"),
+        ((wrong, worse, wrong), [worse], wrong, True, "disagree, another search found nothing better"),
+        ((wrong, worse, true), [true], true, True, "explains y better than the estimate, no other agrees"),
+        ((wrong, true, true), [true, true], true, False, "explains y better and agrees with the check"),
+        # Two of three agree, but explain y worse.
+        ((true, wrong, wrong), [wrong, wrong], wrong, True, "agrees with the check, but explains y no better"),
+        ((true, wrong, worse), [wrong], true, True, "disagree, another search found nothing better"),
+    ):
+        estimated, checked, again = given
+        outcome = voted(estimated, checked, None, again)
+        assert outcome[2] == doubtful
+        assert torch.equal(outcome[1], estimate)
+        assert torch.equal(outcome[0], torch.stack(expected))
+        assert reason in outcome[3]
+
+
+def test_a_fit_from_scratch_tells_which_of_estimate_and_check_is_right(voted):
+    true, wrong, worse = voted.kernels
+    # What estimate, check, the fit from scratch and another search found, or None if there is to be none.
+    for estimate, check, scratch, again, expected, doubtful, reason in (
+        (true, true, true, None, [true, true], False, "estimate and check agree"),
+        (wrong, true, true, None, [true], False, "check and rival agree against the estimate"),
+        # It failed, and the other search is with estimate and check.
+        (true, true, wrong, true, [true, true], False, "stand against the rival"),
+        # It is right, and the other search agrees or not.
+        (wrong, wrong, true, true, [true, true], True, "another search is with the rival"),
+        (wrong, wrong, true, worse, [true], True, "the rival explains y clearly better"),
+        # It failed too, and what the other search finds is better than the estimate, or not.
+        (wrong, wrong, worse, true, [true], True, "explains y better than the estimate, no other agrees"),
+        (true, true, worse, wrong, [true, true], True, "estimate and check agree, another search found nothing better"),
+        (true, wrong, worse, true, [wrong], True, "disagree, another search found nothing better"),
+    ):
+        outcome = voted(estimate, check, scratch, again)
+        assert torch.equal(outcome[0], torch.stack(expected))
+        assert outcome[2] == doubtful
+        assert reason in outcome[3]
+
+
+@pytest.mark.parametrize(("preset", "stop"), [("fast", 1), ("fast", 3), ("fast", 4), ("fast", 5), ("best", 5)])
+def test_a_run_of_stages_resumes_bit_for_bit(picture, preset, stop):
+    _, _, y = blurred(picture, 48, 5, 1)
+    whole, part, again = (short_run(preset, y, 5) for _ in range(3))
+    finish(whole)
+    while part.steps_done < stop:
+        part.step()
+    again.load_state_dict(part.state_dict())
+    finish(again)
+    assert torch.equal(whole.losses, again.losses)
+    for a, b in zip(whole.result(), again.result(), strict=True):
+        assert torch.equal(a, b)
+    assert whole.quality(whole.output()) == again.quality(again.output())
+
+
+def test_an_image_is_the_mean_of_two_stages(picture):
+    _, _, y = blurred(picture, 48, 5, 1)
+    run = short_run("best", y, 5)
+    while run.stage == "" or run.fit.steps_done < run.fit.settings.num_iter:
+        run.step()
+    assert run.stage == "check"
+    first = run.result()[0]
+    run.step()
+    assert run.stage == "guided"
+    with torch.no_grad():
+        second = run.fit.G_x(run.fit.z_x)[0, 0, 2:-2, 2:-2]
+    assert torch.equal(run.result()[0], (first + second) / 2)
+
+
+def test_an_image_is_the_mean_with_a_deconvolved_one(picture):
+    _, _, y = blurred(picture, 64, 7, 1)
+    run = finish(short_run("fast", y, 7))
+    with torch.no_grad():
+        x = run.fit.G_x(run.fit.z_x)[0, 0]
+    kernel = kernel_between(y, x, run.fit.G_k(run.fit.z_k)[0, 0].detach())
+    expected = (x + deconvolve(y, kernel).clamp(0, 1)) / 2
+    assert torch.equal(run.result()[0], expected[3:-3, 3:-3])
+    assert torch.equal(run.image_state(run.output())["other"], deconvolve(y, kernel).clamp(0, 1))
+
+
+def test_the_kernel_between_two_images(picture):
+    x, true, y = blurred(picture, 64, 7, 1)
+    start = torch.full_like(true, 1 / true.numel())
+    found = kernel_between(y, x, start, kernel_weight=0, steps=200)
+    assert (found - true).abs().max() < 0.01 * true.max()
+
+
+def test_a_window_is_fitted_alone(picture):
+    _, _, y = blurred(picture, 64, 5, 1)
+    settings = make_settings("fast", num_iter=6)
+    stages = [dict(stage) for stage in settings.stages]
+    stages[0]["window"] = 40
+    run = Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages))
+    run.step()
+    assert run.fit.y.shape == (1, 1, 40, 40)
+    assert not run.fits_all_of_y
+    finish(run)
+    assert run.fits_all_of_y
+    assert run.result()[0].shape == (64, 64)
+
+
+def test_busiest_window():
+    y = torch.full((60, 80), 0.5)
+    y[30:50, 10:30] += 0.2 * torch.rand(20, 20, generator=torch.Generator().manual_seed(0))
+    y[5:25, 50:70] = (torch.rand(20, 20, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    rows, columns = busiest_window(y, 24)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (24, 24)
+    assert rows.start <= 30
+    assert rows.stop >= 50
+    assert columns.start <= 10
+    assert columns.stop >= 30
+    assert busiest_window(y, 70) == (slice(0, 60), slice(0, 70))
+    assert busiest_window(torch.zeros(9, 9), 20) == (slice(0, 9), slice(0, 9))
+
+
+def test_disagreement_sees_wrong_kernels_and_no_shifts(picture):
+    _, kernel, y = blurred(picture, 80, 11, 2)
+    x = deconvolve(y, kernel)
+    assert quality.disagreement(y, x, x, (11, 11)) < 1e-6
+    inner = torch.nn.functional.pad(kernel, (1, 1, 1, 1))
+    shifted = inner.roll((1, 0), (0, 1))
+    wrong = torch.nn.functional.pad(kernel.flip(0, 1), (1, 1, 1, 1))
+    x = deconvolve(y, inner)
+    near, far = (quality.disagreement(y, x, deconvolve(y, other), (13, 13)) for other in (shifted, wrong))
+    assert near < DOUBT
+    assert far > 3 * near
+
+
+def test_known_failures_are_named(picture):
+    x, kernel, y = blurred(picture, 64, 11, 2)
+    good = quality.assess(y, x, kernel)
+    assert not good["doubtful"]
+    assert good["misfit"] < 1e-4
+    assert quality.assess(y, x, kernel, 2 * DOUBT)["reasons"] == ["two estimates of the kernel disagree"]
+
+    point, flat, rim = torch.zeros(11, 11), torch.full((11, 11), 1 / 121), torch.zeros(11, 11)
+    point[5, 5] = 1
+    rim[:, 0] = 1 / 11
+
+    def explained(k, image=x):
+        return torch.nn.functional.conv2d(image[None, None], k[None, None])[0, 0]
+
+    for k, word in ((point, "single point"), (flat, "spread"), (rim, "border")):
+        assert any(word in reason for reason in quality.assess(explained(k), x, k)["reasons"])
+    assert any("do not explain" in reason for reason in quality.assess(y, x.flip(0), kernel)["reasons"])
+    assert any("rings" in reason for reason in quality.assess(y, x, kernel.T.contiguous())["reasons"])
+    assert any("flat" in reason for reason in quality.assess(y, 0 * x, kernel)["reasons"])
+
+
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_the_models_of_a_run_of_stages_give_its_image_again(picture, tmp_path, capsys, preset):
+    _, _, y = blurred(picture, 56, 11, 2)
+    (tmp_path / "data").mkdir()
+    name = "im1_kernel5_img"
+    cv2.imwrite(str(tmp_path / "data" / f"{name}.png"), np.rint(y.numpy() * 255).astype(np.uint8))
+    options = ["--data_path", str(tmp_path / "data"), "--save_path", str(tmp_path / "out")]
+    assert benchmark_main(LEVIN, [*options, "--preset", preset, "--num_iter", "6", "--device", "cpu"]) == 0
+    files = [tmp_path / "out" / f"{name}{suffix}" for suffix in ("_x.png", "_k.png")]
+    before = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in files]
+    record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert record["quality"]["disagreement"] > 0
+    reasons = record["quality"]["reasons"]
+    assert reasons
+    assert f"doubtful: {name}: {'; '.join(reasons)}\n" in capsys.readouterr().out
+    for file in files:
+        file.unlink()
+    assert benchmark_main(LEVIN, [*options, "--reproduce"]) == 0
+    for file, image in zip(files, before, strict=True):
+        # Other sums of the same numbers may round otherwise.
+        assert np.abs(cv2.imread(str(file), cv2.IMREAD_UNCHANGED).astype(int) - image).max() <= 1
+    assert load_model(tmp_path / "out" / f"{name}_xnet.pth").image.shape == (56, 56)
+
+
+def test_fast_deblurs(picture):
+    x, _kernel, y = blurred(picture, 112, 11, 2)
+    truth = x[5:-5, 5:-5].numpy()
+    result = deblur(y.numpy(), 11, preset="fast", num_iter=120, device="cpu")
+
+    def psnr(image):
+        best = 0
+        for dy in range(-3, 4):
+            for dx in range(-3, 4):
+                error = np.roll(image, (dy, dx), (0, 1))[10:-10, 10:-10] - truth[10:-10, 10:-10]
+                best = max(best, -10 * np.log10(np.mean(error**2)))
+        return best
+
+    assert psnr(result.image) > psnr(y.numpy()) + 3

@@ -1,0 +1,114 @@
+"""benchmarks/gpu.py does all of its parts and goes on where it was stopped; tried out on the CPU with tiny images."""
+
+import importlib.util
+import json
+
+import cv2
+import numpy as np
+import pytest
+from common import ROOT
+
+from selfdeblur import UserError
+from selfdeblur.scores.tables import RECORD_COLUMNS, read_csv
+
+SPEC = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks" / "gpu.py")
+gpu = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(gpu)
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    """A benchmark of each kind with one image of 64 x 60."""
+    for blurry, truth, name, true_name in (
+        ("levin", "levin/gt", "im1_kernel3_img", "im1"),
+        ("lai/uniform_ycbcr", "lai/ground_truth", "text_01_kernel_01", "text_01"),
+    ):
+        for path, stem, image in ((blurry, name, cv2.blur(picture, (3, 3))), (truth, true_name, picture)):
+            (tmp_path / path).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / path / f"{stem}.png"), (image[:64, :60] * 255).astype(np.uint8))
+    return tmp_path
+
+
+def options(folder, *more):
+    return [
+        "--trial", "--device", "cpu", "--num_iter", "2", "--levin", str(folder / "levin"), "--lai", str(folder / "lai"),
+        "--save_path", str(folder / "out"), "--log", str(folder / "log.jsonl"), *more,
+    ]  # fmt: skip
+
+
+def entries(folder, what):
+    return [e for e in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if e["what"] == what]
+
+
+def test_all_parts_and_again(folder, capsys):
+    arguments = options(folder, "--precisions", "bf16")
+    # What Lai's part goes by; its own measurement is too slow for a test.
+    log = gpu.Log(folder / "log.jsonl")
+    log.add("step", card="cpu", size="lai", form="graph", precision="bf16", batch=1, seconds_per_step=0.1)
+    assert gpu.main(arguments) == 0
+    said = capsys.readouterr()
+    steps = entries(folder, "step")[1:]
+    assert len(steps) == 2
+    assert all(e["seconds_per_step"] > 0 for e in steps)
+    assert [(e["benchmark"], e["precision"], e["finished"], e["status"]) for e in entries(folder, "run")] == [
+        ("levin", "bf16", 1, 0),
+        ("lai", "bf16", 1, 0),
+    ]
+    rows = read_csv(folder / "out" / "levin.csv", RECORD_COLUMNS)
+    assert [row["preset"] for row in rows] == ["release, bf16, GPU"]
+    assert rows[0]["source"] == "benchmarks/gpu.py, one cpu, 1 images at once, bf16"
+    assert [row["image"] for row in read_csv(folder / "out" / "lai.csv", RECORD_COLUMNS)] == ["text_01_kernel_01"]
+    assert "| cpu | levin | bf16 | 2 | 1 | 1 |" in said.out
+    assert "ms" in said.err
+    # All is in the log: nothing is done again.
+    before = (folder / "log.jsonl").read_bytes()
+    assert gpu.main(arguments) == 0
+    assert (folder / "log.jsonl").read_bytes() == before
+    assert gpu.main(["--report", "--log", str(folder / "log.jsonl")]) == 0
+    assert capsys.readouterr().out.endswith(said.out)
+
+
+def test_without_time_or_data_it_says_so(folder, capsys):
+    assert gpu.main(options(folder, "--minutes", "0")) == 0
+    said = capsys.readouterr().err
+    assert "no time left for the other steps" in said
+    assert "levin, tf32: no time left" in said
+    assert "lai: left out, because its step was not measured" in said
+    assert gpu.main([*options(folder, "--only", "levin"), "--levin", str(folder / "absent")]) == 0
+    assert "absent: not there, so left out" in capsys.readouterr().err
+
+
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped in order"))
+print("begun", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_takes_too_long_is_ended_in_order():
+    status, out, error = gpu.run(["-c", STUBBORN], gpu.time.monotonic() + 5)
+    assert (status, out, error) == (1, "begun\n", "stopped in order\n")
+
+
+def test_without_a_gpu_it_measures_nothing(folder, monkeypatch):
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device"):
+        gpu.main(["--log", str(folder / "log.jsonl")])
+    with pytest.raises(UserError, match="--trial"):
+        gpu.main(["--device", "cpu", "--log", str(folder / "log.jsonl")])
+    assert not (folder / "log.jsonl").exists()
+
+
+def test_every_case_is_measured_once():
+    cases = gpu.cases(gpu._parser().parse_args([]))
+    assert len(cases) == len(set(cases))
+    assert {case[0] for case in cases} == set(gpu.SIZES)
+    assert {case[2] for case in cases} == set(gpu.PRECISIONS)
+    assert ("levin", "graph", "tf32", 32) in cases
+
+
+def test_a_damaged_log_is_named(tmp_path):
+    (tmp_path / "log").write_text('{"what": "step"}\nx\n')
+    with pytest.raises(UserError, match="line 2"):
+        gpu.Log(tmp_path / "log")
