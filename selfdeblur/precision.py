@@ -15,6 +15,9 @@ TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # digits and those above 65504 are infinite. Behind it, the medians of gradients by layer lie between 4e-4 and 10 of it,
 # and the largest one at 6000 (measured over 80 steps on an image of Levin); the sigmoid takes a quarter or less.
 GRADIENT_SIZE = 4.0
+# Small images leave few positions to the deepest normalisations, whose gradients are larger: after an infinite one the
+# size is less by the first factor, and with each step more by the second, up to the one above.
+LESS, MORE = 1 / 4, 2 ** (1 / 200)
 
 
 @contextlib.contextmanager
@@ -47,8 +50,11 @@ def generator_type(precision, device):
 
 
 def gradient_scale(precision, like):
-    """Where the scale of the gradients inside the image generator is kept; None where they are not scaled."""
-    return torch.ones((), dtype=like.dtype, device=like.device) if precision == "fp16" else None
+    """What the gradients inside the image generator are multiplied by, and the size that it aims at, as a tensor (2,).
+
+    None where they are not scaled.
+    """
+    return like.new_tensor([1.0, GRADIENT_SIZE]) if precision == "fp16" else None
 
 
 def scaled_gradient(x, scale):
@@ -67,21 +73,25 @@ class _Scaled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
+        factor, aim = ctx.scale
         size = torch.linalg.vector_norm(g).clamp_(min=1e-30) / g.numel() ** 0.5
-        ctx.scale.copy_(torch.exp2(torch.log2(GRADIENT_SIZE / size).round_()))
-        return g * ctx.scale, None
+        factor.copy_(torch.exp2(torch.log2(aim / size).round_()))
+        return g * factor, None
 
 
 def unscale(parameters, scale, optimiser):
     """Take the scale out of the gradients of parameters behind `scaled_gradient`.
 
     Where one of them is not finite, the next step of the optimiser, a fused
-    one, leaves everything as it is. Without a scale nothing is done.
+    one, leaves everything as it is, and the scale of later steps is less.
+    Without a scale nothing is done.
     """
     if scale is None:
         return
+    factor, aim = scale
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    overflow = torch.zeros_like(scale)
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, scale.reciprocal())
+    overflow = torch.zeros_like(factor)
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, factor.reciprocal())
     # It is where torch.amp.GradScaler tells it the same.
     optimiser.found_inf = overflow
+    aim.copy_(torch.where(overflow > 0, aim * LESS, (aim * MORE).clamp(max=GRADIENT_SIZE)))

@@ -178,6 +178,7 @@ class Fit:
             "slowed": self.slowed,
             "losses": self.losses[: self.steps_done].cpu(),
             "rng": self.rng.get_state(),
+            "scale": self.scale,
             "G_x": self.G_x.state_dict(),
             "G_k": self.G_k.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -192,6 +193,8 @@ class Fit:
             self.rng.set_state(state["rng"])
         else:  # of a generator of another device, as where a GPU hands a run over to the CPU
             self.rng.manual_seed(self.settings.seed + self.steps_done)
+        if self.scale is not None:
+            self.scale.copy_(state["scale"])
         self.G_x.load_state_dict(state["G_x"])
         self.G_k.load_state_dict(state["G_k"])
         self.optimiser.load_state_dict(state["optimiser"])
