@@ -1,8 +1,11 @@
-"""python -m selfdeblur COMMAND: what goes on around the runs."""
+"""selfdeblur PHOTO... takes the blur out of pictures; selfdeblur COMMAND does what goes on around benchmarks.
+
+A first argument that is the name of a command is that command; a picture of
+such a name is given as ./fetch.
+"""
 
 import sys
 
-from selfdeblur import __version__
 from selfdeblur.arguments import Parser, guarded
 
 
@@ -45,8 +48,14 @@ def main(argv=None):
 
 
 def _main(argv):
+    if not argv or argv[0] not in COMMANDS:
+        from selfdeblur.runs.photo_options import parser as photo_parser
+
+        args = photo_parser().parse_args(argv)
+        from selfdeblur.runs import photo
+
+        return photo.main(args)
     parser = Parser(prog="selfdeblur", description="Blind deconvolution of single images with SelfDeblur.")
-    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     module = None
     for name, (load, text) in COMMANDS.items():

@@ -194,6 +194,9 @@ GUIDED = {
     "guided": True,
 }
 
+# Kernel search and deconvolution alone, without networks: besides the presets, which are fits of networks.
+QUICK = "quick"
+
 # What each preset is, then what it changes from the defaults above, which are the released program's.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "release": (

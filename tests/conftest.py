@@ -17,9 +17,19 @@ import processes
 import pytest
 from common import ROOT, SHARED
 from skimage import data, util
-from thin import make_thin
+from thin import make_searches_short, make_thin
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is known by what it needs; the markers are those of pyproject.toml."""
+    for item in items:
+        for marker in ("browser", "octave"):
+            if marker in item.fixturenames:
+                item.add_marker(marker)
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("fuzz")
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +53,12 @@ def picture():
 def thin(monkeypatch):
     """Little arithmetic, see `thin`, in this process."""
     make_thin(monkeypatch.setattr)
+
+
+@pytest.fixture
+def short_search(monkeypatch):
+    """Searches for a kernel from one start, in this process."""
+    make_searches_short(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session", autouse=True)

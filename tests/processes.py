@@ -37,7 +37,7 @@ class Program:
             command = [sys.executable, str(Path(__file__).with_name("starter.py"))]
             Program.starter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.output, self.errors = (Path(tempfile.mkstemp(dir=Program.folder.name)[1]) for _ in range(2))
-        request = {"words": [str(word) for word in words], "folder": str(folder), "thin": thin}
+        request = {"words": [str(word) for word in words], "folder": str(folder), "thin": thin, "root": str(ROOT)}
         self.returncode = None
         self.pid = ask(request | {"output": str(self.output), "errors": str(self.errors)})
 

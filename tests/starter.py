@@ -67,7 +67,9 @@ def become(request):
     sys.argv = words[1:] if module else words
     sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.abspath(words[0]))
     if request["thin"]:
+        sys.path.insert(0, request["root"])
         make_thin()
+        del sys.path[0]
     status = 0
     try:
         (runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name="__main__")

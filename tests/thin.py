@@ -9,7 +9,6 @@ def make_thin(replace=setattr):
 
     ``replace(object, name, value)`` sets an attribute.
     """
-    from selfdeblur.classical.search import estimate_kernel
     from selfdeblur.settings import Settings
 
     check = Settings.__post_init__
@@ -19,4 +18,11 @@ def make_thin(replace=setattr):
         check(settings)
 
     replace(Settings, "__post_init__", post_init)
+    make_searches_short(replace)
+
+
+def make_searches_short(replace=setattr):
+    """Give every search for a kernel one start."""
+    from selfdeblur.classical import estimate_kernel
+
     replace(estimate_kernel, "__kwdefaults__", estimate_kernel.__kwdefaults__ | {"starts": STARTS})

@@ -20,9 +20,9 @@ from selfdeblur.files.headers import MAX_PIXELS, HeaderError, read_header
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".webp")
 
 # Three channels of double precision, the largest that a picture can be without compression.
-_MAX_BYTES = 24 * MAX_PIXELS
+MAX_BYTES = 24 * MAX_PIXELS
 # Orientation of EXIF -> how the stored array is brought upright.
-_UPRIGHT = {
+UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -60,7 +60,7 @@ def read_image(path):
     """
     path = Path(path)
     try:
-        array = _decode(_read(path))
+        array = _decode(read_content(path))
     except HeaderError as error:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
@@ -70,12 +70,13 @@ def read_image(path):
     return np.ascontiguousarray(array)
 
 
-def _read(path):
+def read_content(path):
+    """Bytes of a plain file that may be an image; a `HeaderError` where it is none or too large."""
     with open(path, "rb", opener=open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise HeaderError("is not a plain file")
-        if status.st_size > _MAX_BYTES:
+        if status.st_size > MAX_BYTES:
             raise HeaderError(f"{status.st_size} bytes are too many for an image")
         return file.read(status.st_size)
 
@@ -110,7 +111,7 @@ def _decode(content):
         low, high = array.min(), array.max()
         if low < 0 or high > 1:
             raise HeaderError(f"holds values from {low:.6g} to {high:.6g}; scale them to 0 to 1")
-    return _UPRIGHT[header.orientation](array)
+    return UPRIGHT[header.orientation](array)
 
 
 _stderr_lock = threading.Lock()
@@ -142,6 +143,18 @@ def _captured_stderr():
             os.dup2(saved, 2)
             file.seek(0)
             complaints[0] = file.read(1 << 16).decode(errors="replace")
+
+
+def decode_or_refuse(decode):
+    """What ``decode()`` returns; a `HeaderError` where it fails or complains of damage on standard error."""
+    with _captured_stderr() as complaints:
+        try:
+            decoded = decode()
+        except cv2.error:
+            decoded = None
+    if decoded is None or _damaged(complaints[0]):
+        raise HeaderError("the image in it is damaged or of a kind that is not read")
+    return decoded
 
 
 def _damaged(complaints):

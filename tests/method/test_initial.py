@@ -40,6 +40,7 @@ def similarity(a, b):
         ("camera", 200, 15, 2, 1e-3, 0.85),
     ],
 )
+@pytest.mark.search
 def test_kernel_is_found(picture, size, kernel_size, seed, noise, bound):
     _, kernel, y = blurred(picture, size, kernel_size, seed, noise)
     found = estimate_kernel(y, (kernel_size, kernel_size))
@@ -54,6 +55,7 @@ def test_kernel_is_found(picture, size, kernel_size, seed, noise, bound):
 
 
 @pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.search
 def test_kernel_of_a_page_of_text(inverted):
     rng, kernel = np.random.default_rng(6), camera_shake_kernel(25, rng=6)
     page = np.full((324, 324), 240, np.uint8)
@@ -70,6 +72,7 @@ def test_kernel_of_a_page_of_text(inverted):
     assert scores[0] > max(0.85, scores[1] + 0.1)
 
 
+@pytest.mark.search
 def test_many_starts_and_a_finer_scale_find_a_large_kernel():
     _, kernel, y = blurred("camera", 255, 31, 17, 1e-3)
     found = [
@@ -83,6 +86,7 @@ def test_many_starts_and_a_finer_scale_find_a_large_kernel():
     assert judge.least_bad(torch.from_numpy(y).float(), torch.stack(found)) == 0
 
 
+@pytest.mark.search
 def test_weak_contrast_does_not_hide_the_kernel():
     _, kernel, y = blurred("astronaut", 160, 15, 2)
     scores = []

@@ -117,17 +117,20 @@ def kill_until_done(data, preset, kills, rng, *, thin):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.processes
 def test_a_few_kills(data, preset):
     assert kill_until_done(data, preset, 2, random.Random(preset), thin=True) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.processes
 def test_fifty_kills(data, preset):
     assert kill_until_done(data, preset, 50, random.Random(1), thin=False) == 50
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.processes
 def test_a_signal_ends_a_run_in_order(data, number):
     options = ["--num_iter", 5000, "--checkpoint_every", 2]
     program = begin(data, "out", *options)
@@ -293,6 +296,7 @@ def test_times_are_taken_from_a_clock_that_cannot_be_set_back():
         assert not re.search(r"\btime\.time\(|from time import|\bnow\(", path.read_text(encoding="utf-8")), path
 
 
+@pytest.mark.processes
 def test_two_processes_share_a_folder(data):
     for i in range(2, 5):
         shutil.copy(data / "data" / f"{NAME}.png", data / "data" / f"im{i}_kernel5_img.png")

@@ -1,5 +1,6 @@
 """The problems of the zoo, and what its tables say of rows."""
 
+import multiprocessing
 import sys
 from collections import Counter
 
@@ -190,7 +191,10 @@ def test_the_table_compares_labels_on_their_common_problems(tmp_path, capsys):
         zoo.main(["table", "--csv", str(tmp_path / "zoo.csv"), "--only", "60"])
 
 
-def test_what_has_a_row_is_left(tmp_path, capsys):
+@pytest.mark.processes
+def test_what_has_a_row_is_left(tmp_path, capsys, monkeypatch, thin):
+    # Forks have the packages, and the thin search.
+    monkeypatch.setattr(zoo, "get_context", lambda _: multiprocessing.get_context("fork"))
     table = tmp_path / "zoo.csv"
     smallest = min(problems("development"), key=lambda problem: np.prod(problem.side) * problem.kernel_size[0])
     arguments = ["run", str(smallest.number), "--preset", "estimate", "--csv", str(table)]
@@ -209,7 +213,7 @@ def test_what_has_a_row_is_left(tmp_path, capsys):
         zoo.main(arguments)
 
 
-def test_a_row_has_the_stages_of_the_preset(monkeypatch):
+def test_a_row_has_the_stages_of_the_preset(monkeypatch, thin):
     problem = small(noise=0.01)
     truth = torch.from_numpy(problem.kernel).float()
 

@@ -323,6 +323,7 @@ def test_without_a_benchmark_names_are_matched(levin):
     assert scoring.averages(list(rows.values()))[0]["of"] == 2
 
 
+@pytest.mark.processes
 def test_the_scripts_run_from_anywhere(levin):
     for name in ("levin", "lai"):
         script = ROOT / "statistic" / f"statistic_{name}.py"

@@ -6,7 +6,7 @@ import sys
 from collections import defaultdict
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 COLUMNS = ("room", "what is in it", "imports of ours", "imports of others")
 

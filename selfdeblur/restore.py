@@ -1,0 +1,408 @@
+"""One picture of any size and kind: what is left out, which kernel, which image, and whether it became better.
+
+`restore` is what stands between the command line and the method. It leaves out
+what is no picture (bars, black borders), finds the kernel in the luminance of
+the best part, restores luminance and colour, and says how far the result may
+be trusted.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+
+from selfdeblur.api import SMALLEST, choose_device, start
+from selfdeblur.checks import check_image, check_kernel, check_kernel_size
+from selfdeblur.classical import quality as judge
+from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
+from selfdeblur.classical.judge import extent, judged_window, noise_level
+from selfdeblur.classical.search import SEARCHES, estimate_kernel
+from selfdeblur.colour import luminance, with_luminance
+from selfdeblur.errors import UserError
+from selfdeblur.graphs import stepping
+from selfdeblur.settings import PRESETS, QUICK, make_settings
+from selfdeblur.tiles import deconvolve_tiled
+
+# Kernel search and deconvolution alone, besides the presets of the method.
+QUICK_SEARCHES = SEARCHES[:1]
+# A picture of more pixels is not fitted as a whole: its kernel comes from a part, see `judged_window`.
+WHOLE = 1 << 20
+# A picture whose values differ by no more than this holds nothing to sharpen.
+FLAT = 2 / 255
+# A kernel of which half lies within so many pixels blurs nothing that one could see.
+POINT_RADIUS = 0.75
+# The size of a kernel that nothing is known of.
+USUAL_SIZE = 31
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `restore` returns.
+
+    Attributes
+    ----------
+    image : ndarray of float32
+        Sharp image of the shape of the blurry one. Range 0 to 1, but values above 1 stand where it is brighter than
+        white: whoever writes it limits it to what the file can hold.
+    kernel : ndarray of float32 or None
+        Kernel (h, w), sum 1, correlation sense; None where none was searched for.
+    kernel_size : (int, int) or None
+    noise : float
+        Standard deviation of the noise, of the range 0 to 1: as given, or estimated.
+    quality : dict
+        ``doubtful``, ``reasons`` and measures, see `selfdeblur.classical.quality.assess`.
+    seconds : float
+    improved : bool
+        Whether the result may be taken for better than the blurry image.
+    unchanged : bool
+        Whether ``image`` is the blurry one, bit for bit.
+    stopped : str
+        "interrupted", "time limit" or "callback" where the fit ended early, else "".
+    notes : list of str
+        What was done to the picture, where it is not the usual.
+    """
+
+    image: np.ndarray
+    kernel: np.ndarray | None
+    kernel_size: tuple[int, int] | None
+    noise: float
+    quality: dict = field(repr=False)
+    seconds: float
+    improved: bool
+    unchanged: bool = False
+    stopped: str = ""
+    notes: list = field(default_factory=list)
+
+
+def restore(
+    array,
+    *,
+    kernel_size=None,
+    kernel=None,
+    noise=None,
+    preset="fast",
+    colour="rgb",
+    device=None,
+    time_limit=None,
+    callback=None,
+    seed=0,
+    opaque=None,
+    side=None,
+):
+    """Take the blur out of one picture, about which nothing need be known.
+
+    Parameters
+    ----------
+    array : ndarray (H, W) or (H, W, 3)
+        Blurry picture, floating point within 0 to 1 or unsigned integers over their whole range.
+    kernel_size : int or (int, int), optional
+        By default estimated from the picture.
+    kernel : ndarray (h, w), optional
+        Known kernel, correlation sense.
+    noise : float, optional
+        Standard deviation of the noise, of the range 0 to 1; by default estimated.
+    preset : str
+        "quick" for kernel search and deconvolution alone, or one of `selfdeblur.PRESETS`.
+    colour : {"rgb", "luminance"}
+        Whether the colours are sharpened as well, or those of the blurry picture kept.
+    device : str or torch.device, optional
+    time_limit : float, optional
+        Seconds after which the fit ends with the best so far. The search for the kernel is not cut short.
+    callback : callable, optional
+        Called once a step with a dict: ``stage``, ``step``, ``steps``, ``loss`` (None where there is none),
+        ``seconds`` and ``left``, the seconds that the steps left may take. Where it returns True, the fit ends
+        with the best so far.
+    seed : int
+    opaque : ndarray of bool (H, W), optional
+        Where the picture can be seen; the rim where it cannot is left as it is.
+    side : int, optional
+        Largest side of the tiles in which a large picture is deconvolved; by default what the memory bears.
+
+    Returns
+    -------
+    Restored
+
+    Raises
+    ------
+    UserError
+        If picture, kernel, size, preset or device cannot be used.
+    KeyboardInterrupt
+        On an interrupt before there is a kernel; later ones end the fit with the best so far.
+    """
+    begun = time.monotonic()
+    y = check_image(array)
+    if preset != QUICK and preset not in PRESETS:
+        raise UserError(f"preset: {preset!r} is unknown; the presets are {', '.join((QUICK, *PRESETS))}")
+    if colour not in ("rgb", "luminance"):
+        raise UserError(f"colour: {colour!r} is unknown; take rgb or luminance")
+    grey = y.ndim == 2 or bool((y == y[:, :, :1]).all())
+    single = luminance(y if y.ndim == 2 or not grey else y[:, :, 0])
+    if float((y.max((0, 1)) - y.min((0, 1))).max()) <= FLAT:
+        return _unchanged(array, y, begun, noise, "the picture is flat: there is nothing to sharpen")
+    part = inner_part(single, opaque)
+    notes = _border_note(part, y.shape)
+    inner = single[part]
+    if float(inner.max() - inner.min()) <= FLAT:
+        return _unchanged(array, y, begun, noise, "the picture within its borders is flat", notes)
+    if kernel is not None:
+        kernel = check_kernel(kernel)
+        if kernel_size is not None and check_kernel_size(kernel_size) != kernel.shape:
+            raise UserError(f"kernel_size: {kernel_size} differs from the size of the kernel, {kernel.shape}")
+        size = kernel.shape
+    else:
+        size = check_kernel_size(kernel_size) if kernel_size is not None else _size(inner)
+    _check_room(inner.shape, size)
+    device = choose_device(device)
+    task = _Task(
+        torch.from_numpy(np.ascontiguousarray(inner)).to(device), size, noise, preset, begun, time_limit, callback, seed
+    )
+    x, k, quality = task.solve(None if kernel is None else torch.from_numpy(kernel).to(device), side)
+    radius = float(extent(k)) * max(k.shape)
+    if kernel is None and k.numel() > 1 and radius < POINT_RADIUS:
+        reason = "no blur was found that could be taken out: the picture may be sharp already"
+        return _unchanged(array, y, begun, task.noise, reason, notes, kernel=k.cpu().numpy(), quality=quality)
+    restored = x.cpu().numpy()
+    if not grey:
+        restored = task.colours(y[part], restored, k, colour, side)
+    image = y.copy()
+    image[part] = restored if image.ndim == 2 or not grey else restored[:, :, None]
+    return Restored(
+        image=image,
+        kernel=k.cpu().numpy(),
+        kernel_size=tuple(k.shape),
+        noise=task.noise,
+        quality=quality,
+        seconds=time.monotonic() - begun,
+        improved=not quality["doubtful"],
+        stopped=task.stopped,
+        notes=notes + task.notes,
+    )
+
+
+def _unchanged(array, y, begun, noise, reason, notes=(), *, kernel=None, quality=None):
+    quality = {**(quality or {}), "doubtful": True, "reasons": [reason]}
+    noise = noise_level(torch.from_numpy(luminance(y))) if noise is None and min(y.shape[:2]) > 2 else noise or 0.0
+    seconds = time.monotonic() - begun
+    size = None if kernel is None else kernel.shape
+    array = np.asarray(array)
+    image = array if array.dtype.kind == "f" else y
+    return Restored(image, kernel, size, noise, quality, seconds, False, True, notes=list(notes))
+
+
+def _size(y):
+    """Odd size (h, w) of a kernel for a picture (H, W) of which nothing is known."""
+    most = max(min(y.shape) // 3, 3)
+    try:
+        from selfdeblur.classical.size import estimate_size
+    except ImportError:
+        size = USUAL_SIZE
+    else:
+        size = max(np.atleast_1d(estimate_size(torch.from_numpy(np.ascontiguousarray(y)))))
+    size = int(min(size, most))
+    return (size - 1 + size % 2,) * 2
+
+
+def _check_room(shape, size):
+    if shape[0] < size[0] or shape[1] < size[1]:
+        raise UserError(f"the picture, {shape[0]} x {shape[1]}, is smaller than the kernel, {size[0]} x {size[1]}")
+    if min(n + k for n, k in zip(shape, size, strict=True)) <= SMALLEST:
+        raise UserError(f"the picture, {shape[0]} x {shape[1]}, is too small; {SMALLEST} pixels a side are enough")
+
+
+class _Task:
+    """The search for the kernel and the image of a luminance y (H, W)."""
+
+    def __init__(self, y, size, noise, preset, begun, time_limit, callback, seed):
+        self.y, self.size, self.preset, self.begun = y, size, preset, begun
+        self.noise = noise_level(y) if noise is None else float(noise)
+        self.noise_given = noise is not None
+        self.time_limit, self.callback, self.seed = time_limit, callback, seed
+        self.stopped, self.notes = "", []
+
+    def solve(self, kernel, side):
+        """Image (H, W), kernel (h, w) and quality."""
+        y, whole = self.y, self.y.numel() <= WHOLE
+        part = (slice(None), slice(None)) if whole else judged_window(y, self.size)
+        seen = y[part]
+        if not whole:
+            self.notes.append(
+                f"large: the kernel comes from {seen.shape[1]} x {seen.shape[0]} pixels, and the picture is "
+                "deconvolved with it in tiles"
+            )
+        image = quality = None
+        if kernel is None and self.preset != QUICK:
+            image, kernel, quality = self._fit(seen)
+        elif kernel is None:
+            self._tell("kernel", 0, 1)
+            kernel = estimate_kernel(seen, self.size, searches=QUICK_SEARCHES).to(y)
+        elif self.preset in ("release", "paper", "nonblind") and whole:
+            image, kernel, quality = self._fit(seen, kernel)
+        if image is None or not whole:
+            image = self._deconvolve(y, kernel, self._weight(self.noise), side)
+        if quality is None:
+            # The measures want an image with its border; a replicated one disturbs only what is near it.
+            padded = torch.nn.functional.pad(image[part][None, None], self._border(kernel), mode="replicate")[0, 0]
+            quality = judge.assess(seen, padded.clamp(0, 1), kernel)
+        if self.stopped:
+            quality = {**quality, "doubtful": True, "reasons": [*quality["reasons"], f"ended early: {self.stopped}"]}
+        return image, kernel, quality
+
+    @staticmethod
+    def _border(kernel):
+        top, left = (n // 2 for n in kernel.shape)
+        return left, left, top, top
+
+    def _weight(self, noise):
+        return PRIOR_WEIGHT * max(noise / LITTLE_NOISE, 1)
+
+    def _deconvolve(self, y, kernel, weight, side):
+        return deconvolve_tiled(
+            y, kernel, weight=weight, side=side, progress=lambda done, of: self._tell("deconvolution", done, of)
+        )
+
+    def _fit(self, y, kernel=None):
+        """Image or None, kernel and quality of a fit of networks to y (H, W), ended early where that is wanted."""
+        preset = "nonblind" if kernel is not None else self.preset
+        changes = {}
+        if self.noise_given and preset in ("release", "paper"):
+            changes["tv_weight"] = 0.1 * self.noise
+        settings = make_settings(preset, seed=self.seed, **changes)
+        known = None if kernel is None else kernel.cpu().numpy()
+        run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)
+        first = time.monotonic()
+        try:
+            with stepping(run) as (step, settle):
+                while run.steps_done < settings.num_iter and not self.stopped:
+                    step()
+                    self._after_step(run, settle, settings.num_iter, first)
+        except KeyboardInterrupt:
+            if not run.steps_done:
+                raise
+            self.stopped = "interrupted"
+        k = run.result()[1].to(y)
+        if not run.whole:
+            return None, k, None
+        return run.result()[0].to(y), k, run.quality()
+
+    def _after_step(self, run, settle, steps, first):
+        seconds = time.monotonic() - self.begun
+        if self.callback:
+            loss = None
+            if run.steps_done % 10 == 0 or run.y.device.type == "cpu":
+                settle()
+                loss = float(run.losses[run.steps_done - 1])
+            left = (time.monotonic() - first) / run.steps_done * (steps - run.steps_done)
+            if self._tell(run.stage, run.steps_done, steps, loss=loss, left=left):
+                self.stopped = "callback"
+        if self.time_limit is not None and seconds > self.time_limit and run.steps_done < steps:
+            self.stopped = "time limit"
+
+    def _tell(self, stage, step, steps, *, loss=None, left=None):
+        if not self.callback:
+            return False
+        seconds = time.monotonic() - self.begun
+        told = {"stage": stage, "step": step, "steps": steps, "loss": loss, "seconds": seconds, "left": left}
+        return self.callback(told) is True
+
+    def colours(self, blurry, y, kernel, colour, side):
+        """Image (H, W, 3) of luminance y (H, W), its chroma that of the blurry one, deconvolved for "rgb".
+
+        Of red, green and blue deconvolved one by one and brought to this
+        luminance only their differences from their own luminance would be left,
+        and these are what is deconvolved here.
+        """
+        if colour == "luminance":
+            return with_luminance(blurry, y)
+        ycrcb = cv2.cvtColor(np.ascontiguousarray(blurry), cv2.COLOR_RGB2YCrCb)
+        ycrcb[:, :, 0] = y
+        for channel in (1, 2):
+            chroma = torch.from_numpy(np.ascontiguousarray(ycrcb[:, :, channel])).to(kernel)
+            weight = self._weight(max(noise_level(chroma), self.noise))
+            ycrcb[:, :, channel] = self._deconvolve(chroma, kernel, weight, side).cpu().numpy()
+        return np.maximum(cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB), 0)
+
+
+# Borders
+
+# Bars are of one value but for so much, which is what compression makes of them; beside a picture, in the rows that a
+# block of JPEG or a resize mixes, it is more.
+BAR, MIXED = 4 / 255, 8
+# Borders of scans are darker than this; where so much of the middle is, too, the picture itself is dark.
+BLACK, DARK_SHARE = 0.07, 0.3
+
+
+def inner_part(y, opaque=None):
+    """The part of a picture that is one, without bars of one colour, black borders of a scan and transparent rims.
+
+    Parameters
+    ----------
+    y : ndarray (H, W)
+        Luminance, 0..1.
+    opaque : ndarray of bool (H, W), optional
+        Where the picture can be seen.
+
+    Returns
+    -------
+    (slice, slice)
+        All of the picture where nothing is to be left out, or nothing sensible would be left.
+    """
+    whole = slice(0, y.shape[0]), slice(0, y.shape[1])
+    if opaque is not None and opaque.any() and not opaque.all():
+        rows, columns = opaque.any(1).nonzero()[0], opaque.any(0).nonzero()[0]
+        rows, columns = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    else:
+        rows, columns = whole
+    for _ in range(2):  # bars above may hide bars at the sides
+        rows = _cut(y[:, columns], rows, 1)
+        columns = _cut(y[rows].T, columns, 1)
+    middle = y[y.shape[0] // 4 : -(y.shape[0] // 4) or None, y.shape[1] // 4 : -(y.shape[1] // 4) or None]
+    if np.mean(middle < BLACK) < DARK_SHARE:
+        for _ in range(2):
+            rows = _cut(y[:, columns], rows, 0)
+            columns = _cut(y[rows].T, columns, 0)
+    if min(rows.stop - rows.start, columns.stop - columns.start) < SMALLEST:
+        return whole
+    return rows, columns
+
+
+def _cut(lines, span, constant):
+    """The span without the bars before and after it; ``lines`` are the rows of the picture."""
+    part = lines[span]
+    first = _bar(part, constant)
+    last = _bar(part[::-1], constant)
+    if first + last >= len(part):
+        return span
+    return slice(span.start + first, span.stop - last)
+
+
+def _bar(lines, constant):
+    """How many of the first rows are a bar: of one value, or else black."""
+    if constant:
+        value = float(np.median(lines[0]))
+        away = np.abs(lines - value)
+        differs = away.max(axis=1) > BAR
+    else:
+        away = lines
+        differs = np.mean(lines < BLACK, axis=1) < 0.7
+        differs[len(lines) // 5 :] = True
+    count = int(differs.argmax()) if differs.any() else len(lines)
+    if count < 3 or count == len(lines):
+        return 0
+    # Rows that the bar and the picture share.
+    mean = away[count : count + 2 * MIXED].mean(axis=1)
+    for i in range(min(MIXED, len(mean) - MIXED)):
+        if mean[i] >= 0.5 * mean[i + MIXED]:
+            break
+        count += 1
+    return count
+
+
+def _border_note(part, shape):
+    rows, columns = part
+    cut = rows.start, shape[0] - rows.stop, columns.start, shape[1] - columns.stop
+    if not any(cut):
+        return []
+    above, below, left, right = cut
+    return [f"borders left as they are: {above} rows above, {below} below, {left} columns left, {right} right"]
