@@ -4,6 +4,8 @@ The search for the kernel is tested elsewhere; most tests here put the true
 kernel in its place and look at what goes on around it.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -207,7 +209,7 @@ def test_tiles_cover_every_picture_and_fade_to_one():
         spans = tiles._spans(length, 200, 50)
         assert spans[0][0] == 0
         assert spans[-1][1] == length
-        assert all(later[0] <= sooner[1] - 50 for sooner, later in zip(spans, spans[1:], strict=False))
+        assert all(later[0] <= sooner[1] - 50 for sooner, later in itertools.pairwise(spans))
         total = torch.zeros(length)
         for first, last in spans:
             weights = tiles._fade(first, last, length, 50)
