@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests: bash test.sh [options of pytest]
+# Run the tests, one on each core at a time: bash test.sh [options of pytest]
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source=scripts/environment.sh
@@ -12,4 +12,4 @@ if command -v shellcheck >/dev/null; then
 else
     echo "warning: shellcheck is not installed, the shell scripts are not checked" >&2
 fi
-"$python" -m pytest "$@"
+"$python" -m pytest --numprocesses auto --dist worksteal "$@"

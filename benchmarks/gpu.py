@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from selfdeblur.api import choose_device
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
-from selfdeblur.precision import PRECISIONS
-from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.settings import PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"levin": ((255, 255), 21), "lai": ((680, 1024), 75)}

@@ -11,11 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from selfdeblur.classical.initial import deconvolve, estimate_kernel
+from selfdeblur.arguments import Parser, guarded
+from selfdeblur.classical import deconvolve, estimate_kernel
 from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.files.images import find_images, read_image, write_image
-from selfdeblur.runs.arguments import Parser, guarded
-from selfdeblur.solver import centre
+from selfdeblur.files.names import IMAGE, KERNEL
+from selfdeblur.forward import centre
 
 
 def main(argv=None):
@@ -33,8 +34,8 @@ def main(argv=None):
         kernel = estimate_kernel(y, LEVIN.kernel_size(path.stem))
         x = centre(deconvolve(y, kernel), kernel.shape)
         print(f"{path.stem}: {time.process_time() - begun:.1f} s", flush=True)
-        write_image(args.save_path / f"{path.stem}_x.png", x.numpy())
-        write_image(args.save_path / f"{path.stem}_k.png", (kernel / kernel.max()).numpy())
+        write_image(args.save_path / f"{path.stem}{IMAGE}", x.numpy())
+        write_image(args.save_path / f"{path.stem}{KERNEL}", (kernel / kernel.max()).numpy())
     return 0
 
 

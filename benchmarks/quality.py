@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import find_images
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.scores import scoring
 from selfdeblur.scores.tables import read_csv
 from selfdeblur.settings import PRESETS

@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from selfdeblur.api import check_kernel_size, choose_device
+from selfdeblur.api import choose_device
+from selfdeblur.arguments import Parser, guarded
+from selfdeblur.checks import check_kernel_size
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import FixedStep
-from selfdeblur.precision import PRECISIONS
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.runs.memory import keep_freed_memory
-from selfdeblur.settings import PRESETS, make_settings
-from selfdeblur.solver import Run
+from selfdeblur.settings import PRECISIONS, PRESETS, make_settings
+from selfdeblur.stages import Run
 
 
 def main(argv=None):
@@ -67,12 +67,12 @@ def main(argv=None):
     for number in range(args.batch):
         runs.append(Run(y, kernel_size, make_settings(args.preset, seed=number, **changes), plain=args.plain))
         if args.compile:
-            runs[-1].G_x.plain = True
-            runs[-1].G_x.compile()
+            runs[-1].fit.G_x.plain = True
+            runs[-1].fit.G_x.compile()
     with contextlib.ExitStack() as stack:
         steps = [run.step for run in runs]
         if args.graph:
-            fixed = [FixedStep(run) for run in runs]
+            fixed = [FixedStep(run.fit) for run in runs]
             for one in fixed:
                 stack.callback(one.close)
             steps = [one.step for one in fixed]

@@ -15,9 +15,10 @@ A row has the PSNR of the blurry image, of the classical estimate's deconvolutio
 import os
 import statistics
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, TimeoutError, as_completed
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,15 +32,14 @@ from PIL import Image, ImageDraw, ImageFont
 from zoo_problems import KERNELS, PICTURES, SEEDS, Problem, problems, score
 
 from selfdeblur import api
-from selfdeblur.classical import quality
-from selfdeblur.classical.initial import deconvolve, estimate_kernel
+from selfdeblur.arguments import Parser, guarded
+from selfdeblur.classical import deconvolve, estimate_kernel, quality
 from selfdeblur.colour import luminance
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import write_image
 from selfdeblur.forward import centre
-from selfdeblur.runs.arguments import Parser, guarded
 from selfdeblur.scores.metrics import kernel_similarity
-from selfdeblur.scores.scoring import _commit
+from selfdeblur.scores.scoring import commit_of_package
 from selfdeblur.scores.tables import read_csv, write_csv
 from selfdeblur.settings import PRESETS
 
@@ -82,6 +82,7 @@ COLUMNS = (
     "reasons",
     "estimate_seconds",
     "seconds",
+    "cpu_seconds",
     "device",
     "torch",
     "commit",
@@ -165,7 +166,7 @@ def run(args):
     numbers = {(row["half"], row["number"]) for row in done}
     left = [problem for problem in mine if (problem.half, problem.number) not in numbers]
     left.sort(key=lambda problem: -(problem.side[0] * problem.side[1]) * (1 + problem.kernel_size[0] / 20))
-    commit = _commit()
+    commit = commit_of_package()
     others = {row["commit"] for row in done} - {commit}
     if others:
         print(
@@ -175,7 +176,7 @@ def run(args):
     begun, failed = time.monotonic(), 0
     # Inherited by the processes: their libraries read it when they start.
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=_begin) as pool:
         options = (args.preset, args.seed, args.device)
         tasks = {pool.submit(measure, problem, *options): problem for problem in left}
         try:
@@ -189,10 +190,12 @@ def run(args):
                 # Read again: another run may have added to it.
                 write_csv(args.csv, [*_rows(args.csv), row], COLUMNS)
                 _say(row)
-        except TimeoutError:
+        except (TimeoutError, KeyboardInterrupt) as stopped:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in active_children():
                 process.terminate()
+            if isinstance(stopped, KeyboardInterrupt):
+                raise
     ended = sum(task.done() and not task.cancelled() for task in tasks)
     print(
         f"{ended - failed} problems done in {time.monotonic() - begun:.0f} s, {len(left) - ended} left, {failed} failed"
@@ -200,9 +203,16 @@ def run(args):
     return 1 if failed else 0
 
 
-def _one_thread():
+def _begin():
+    """Begin a process: one thread, and an end with the parent, however that ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+def _end_with_parent():
+    parent_process().join()
+    os._exit(1)
 
 
 def _rows(path):
@@ -261,7 +271,7 @@ def measure(problem, preset, seed=0, device="cpu", **changes):
     """
     size, y = problem.kernel_size, torch.from_numpy(luminance(problem.y)).to(device)
     scores = {"blurry": score(problem, problem.y), "true": score(problem, plain(y, problem.kernel))}
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     estimate = estimate_kernel(y, size)
     x = deconvolve(y, estimate)
     row = {"estimate_seconds": round(time.perf_counter() - begun, 1)}
@@ -269,6 +279,7 @@ def measure(problem, preset, seed=0, device="cpu", **changes):
     if preset == ESTIMATE:
         kernel, judged, stages = estimate.cpu().numpy(), quality.assess(y, x, estimate), {}
         scores["result"], row["seconds"] = scores["estimate"], row["estimate_seconds"]
+        row["cpu_seconds"] = round(time.process_time() - cpu, 1)
     else:
         runs, start = [], api.start
 
@@ -276,11 +287,12 @@ def measure(problem, preset, seed=0, device="cpu", **changes):
             runs.append(start(*args, **options))
             return runs[0]
 
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         # The run that `deblur` makes is kept for the kernels of its stages.
         with patch.object(api, "start", started):
             result = api.deblur(problem.y, size, preset=preset, seed=seed, device=device, **changes)
         row["seconds"] = round(time.perf_counter() - begun, 1)
+        row["cpu_seconds"] = round(time.process_time() - cpu, 1)
         kernel, judged, scores["result"] = result.kernel, result.quality, score(problem, result.image)
         stages = dict(runs[0].kernels) if runs else {}
         stages["end"] = torch.from_numpy(kernel)
@@ -321,7 +333,8 @@ def summary(rows):
         ``problems``; means of ``blurry``, ``estimate``, ``result``, ``true`` in dB, of their ``gap``, true - result;
         shares of results that have ``lost``, are ``wrong`` and not doubted, see LOST and BAD; of ``doubted``; counts
         of ``bad_doubted``, ``bad_trusted``, ``good_doubted``, ``good_trusted``, where bad is more than BAD below the
-        true kernel, or below the blurry image; the median of ``seconds``.
+        true kernel, or below the blurry image; medians of ``seconds``
+        and ``cpu_seconds``.
     """
     count = len(rows)
     off = [row["true"] - row["result"] > BAD for row in rows]
@@ -339,7 +352,7 @@ def summary(rows):
         "bad_trusted": kinds.count((True, False)),
         "good_doubted": kinds.count((False, True)),
         "good_trusted": kinds.count((False, False)),
-        "seconds": statistics.median(row["seconds"] for row in rows),
+        **{name: statistics.median(row[name] for row in rows) for name in ("seconds", "cpu_seconds")},
     }
 
 
@@ -376,12 +389,12 @@ def _labelled(args):
 def markdown(labels):
     """Tables of means for rows by their label: of all, then by kind of kernel and picture, noise, and coding."""
     head = f"| | blurry | estimate | result | true kernel | gap | more than {LOST} dB below the estimate"
-    head += f" | more than {BAD:g} dB below the true kernel, not doubted | s |"
-    lines = [head, "| --- |" + " ---: |" * 8]
+    head += f" | more than {BAD:g} dB below the true kernel, not doubted | s | CPU s |"
+    lines = [head, "| --- |" + " ---: |" * 9]
     confusion = ["| | bad, doubted | bad, not doubted | good, doubted | good, not doubted |", "| --- |" + " ---: |" * 4]
     for label, rows in labels.items():
         found = summary(rows)
-        lines.append(_line(label, found) + f" {found['seconds']:.0f} |")
+        lines.append(_line(label, found) + f" {found['seconds']:.0f} | {found['cpu_seconds']:.0f} |")
         counts = [found[name] for name in ("bad_doubted", "bad_trusted", "good_doubted", "good_trusted")]
         confusion.append("| " + " | ".join(map(str, [label, *counts])) + " |")
     lines += ["", f"Bad: more than {BAD:g} dB below the true kernel, or below the blurry image.", "", *confusion, ""]

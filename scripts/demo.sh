@@ -35,7 +35,8 @@ arguments=("$@")
 case " ${arguments[*]} " in
 *" --preset"[\ =]* | *" --kernel"[\ =]*) ;;
 *)
-    if "$python" -c "import sys, torch; sys.exit(torch.cuda.is_available())"; then
+    affordable=$("$python" -c "from selfdeblur.api import affordable_preset; print(affordable_preset())")
+    if [ "$affordable" = fast ]; then
         echo "There is no GPU, so this takes the preset fast instead of release; choose with --preset."
         options=(--preset fast)
         if [ "$sample" = no ]; then save=results/fast/${save#results/}; fi

@@ -6,9 +6,9 @@
 complete() {
     "$1" - "${@:2}" <<'END' >/dev/null 2>&1
 import importlib, sys
-modules = ["torch", "numpy", "cv2", "tqdm", "skimage"]
+modules = ["torch", "numpy", "scipy", "cv2", "PIL", "tifffile", "tqdm", "skimage"]
 if "test" in sys.argv:
-    modules += ["pytest", "ruff", "hypothesis", "playwright"]
+    modules += ["pytest", "xdist", "ruff", "hypothesis", "playwright"]
 for module in modules:
     importlib.import_module(module)
 sys.exit(sys.version_info < (3, 10))

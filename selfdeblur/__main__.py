@@ -6,17 +6,39 @@ such a name is given as ./fetch.
 
 import sys
 
-from selfdeblur import __version__
-from selfdeblur.data import fetch, sample
-from selfdeblur.runs import photo
-from selfdeblur.runs.arguments import Parser, guarded
-from selfdeblur.scores import report, tables
+from selfdeblur.arguments import Parser, guarded
 
+
+def _fetch():
+    from selfdeblur.data import fetch
+
+    return fetch
+
+
+def _sample():
+    from selfdeblur.data import sample
+
+    return sample
+
+
+def _report():
+    from selfdeblur.scores import report
+
+    return report
+
+
+def _table():
+    from selfdeblur.scores import tables
+
+    return tables
+
+
+# What each command does, and what gives its module: loaded only when the command is chosen, which takes seconds.
 COMMANDS = {
-    "fetch": (fetch, "get a benchmark and check its files"),
-    "sample": (sample, "make the sample images that need no download"),
-    "report": (report, "show a folder of results as one HTML page"),
-    "table": (tables, "print the tables of scores of the README"),
+    "fetch": (_fetch, "get a benchmark and check its files"),
+    "sample": (_sample, "make the sample images that need no download"),
+    "report": (_report, "show a folder of results as one HTML page"),
+    "table": (_table, "print the tables of scores of the README"),
 }
 
 
@@ -27,15 +49,22 @@ def main(argv=None):
 
 def _main(argv):
     if not argv or argv[0] not in COMMANDS:
-        return photo.main(argv)
+        from selfdeblur.runs.photo_options import parser as photo_parser
+
+        args = photo_parser().parse_args(argv)
+        from selfdeblur.runs import photo
+
+        return photo.main(args)
     parser = Parser(prog="selfdeblur", description="Blind deconvolution of single images with SelfDeblur.")
-    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for name, (module, text) in COMMANDS.items():
+    module = None
+    for name, (load, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        module.add_arguments(command)
+        if argv and argv[0] == name:
+            module = load()
+            module.add_arguments(command)
     args = parser.parse_args(argv)
-    return COMMANDS[args.command][0].main(args)
+    return module.main(args)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
 """The public call: one blurry image in, the sharp image and the kernel out."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import stepping
-from selfdeblur.settings import Settings, make_settings
-from selfdeblur.solver import Run
+from selfdeblur.settings import Settings, check_known_kernel, make_settings
+from selfdeblur.stages import Output, Run
+
+# Fewest pixels that image and kernel have together on a side, less one: five halvings of H + h - 1 must leave the two
+# pixels that reflection padding needs.
+SMALLEST = 33
 
 
 @dataclass(frozen=True)
@@ -40,21 +47,21 @@ class Result:
     history: dict[str, np.ndarray] = field(repr=False)
     settings: Settings
     seconds: float
-    quality: dict = field(repr=False)
+    quality: dict[str, Any] = field(repr=False)
 
 
 def deblur(
-    y,
-    kernel_size=None,
+    y: np.ndarray,
+    kernel_size: int | Sequence[int] | None = None,
     *,
-    preset="release",
-    num_iter=None,
-    seed=0,
-    device=None,
-    kernel=None,
-    progress=False,
-    **changes,
-):
+    preset: str = "release",
+    num_iter: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    kernel: np.ndarray | None = None,
+    progress: bool = False,
+    **changes: Any,
+) -> Result:
     """Deblur one image with SelfDeblur (Ren et al., CVPR 2020).
 
     Parameters
@@ -112,21 +119,24 @@ def deblur(
             if progress and run.steps_done % 10 == 0:
                 settle()
                 bar.set_postfix(loss=f"{run.losses[run.steps_done - 1].item():.3e}", refresh=False)
-    image, k = finish(run, y)
+    output = run.output()
+    image, k = to_arrays(output, y)
     seconds = time.monotonic() - begun
-    return Result(image, k, {"loss": run.losses.cpu().numpy()}, settings, seconds, run.quality())
+    return Result(image, k, {"loss": run.losses.cpu().numpy()}, settings, seconds, run.quality(output))
 
 
-def start(y, kernel_size, settings, *, device=None, kernel=None):
+def start(
+    y: np.ndarray,
+    kernel_size: int | Sequence[int] | None,
+    settings: Settings,
+    *,
+    device: str | torch.device | None = None,
+    kernel: np.ndarray | None = None,
+) -> Run:
     """A `Run` at its first step for a checked image y, see `deblur` for the parameters."""
-    if (kernel is None) == (settings.preset == "nonblind"):
-        raise UserError(
-            "kernel: preset nonblind needs a kernel"
-            if kernel is None
-            else f"kernel: preset {settings.preset} estimates the kernel; use preset nonblind with a known one"
-        )
+    check_known_kernel(settings.preset, kernel is not None)
     if kernel is not None:
-        kernel = check_kernel(kernel)
+        kernel = check_kernel(kernel).astype(np.float32)
         if kernel_size is not None and check_kernel_size(kernel_size) != kernel.shape:
             raise UserError(f"kernel_size: {kernel_size} differs from the size of the kernel, {kernel.shape}")
         kernel_size = kernel.shape
@@ -143,57 +153,17 @@ def start(y, kernel_size, settings, *, device=None, kernel=None):
     return Run(torch.from_numpy(luminance(y))[None, None].to(device), (h, w), settings, kernel=kernel)
 
 
-def finish(run, y):
-    """Sharp image (shape of y) and kernel (h, w) of a run on image y, as float32 arrays."""
-    x, k = run.result()
-    return with_luminance(y, x.numpy()), k.numpy()
+def to_arrays(output: Output, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sharp image (shape of y, with its chroma) and kernel (h, w) of a run's `Output` on image y, as float32 arrays."""
+    return with_luminance(y, output.image.cpu().numpy()), output.kernel.cpu().numpy()
 
 
-def check_image(y):
-    """Turn an image into float32 within 0 to 1, or raise `UserError`."""
-    y = np.asarray(y)
-    if not (y.ndim == 2 or (y.ndim == 3 and y.shape[2] == 3)):
-        raise UserError(f"the image must be of shape (H, W) or (H, W, 3), found {y.shape}")
-    if np.issubdtype(y.dtype, np.unsignedinteger):
-        y = y / np.iinfo(y.dtype).max
-    elif not np.issubdtype(y.dtype, np.floating):
-        raise UserError(f"the image must be of floats or unsigned integers, found {y.dtype}")
-    if not np.isfinite(y).all():
-        raise UserError("the image holds values that are not finite")
-    if y.size == 0:
-        raise UserError("the image is empty")
-    if y.min() < 0 or y.max() > 1:
-        raise UserError(f"the image must lie within 0 to 1, found {y.min():.3g} to {y.max():.3g}")
-    return y.astype(np.float32)
+def affordable_preset() -> str:
+    """The method of the paper, "release", where there is a GPU; "fast", which takes minutes on a CPU, elsewhere."""
+    return "release" if torch.cuda.is_available() else "fast"
 
 
-# Five halvings of H + h - 1 must leave the two pixels that reflection padding needs.
-SMALLEST = 33
-
-
-def check_kernel(kernel):
-    """Turn a kernel into float32 of sum 1, or raise `UserError`."""
-    kernel = np.asarray(kernel, dtype=np.float64)
-    if kernel.ndim != 2:
-        raise UserError(f"the kernel must be of shape (h, w), found {kernel.shape}")
-    if not np.isfinite(kernel).all() or kernel.min() < 0:
-        raise UserError("the kernel holds values that are negative or not finite")
-    if kernel.sum() <= 0:
-        raise UserError("the kernel sums to 0")
-    check_kernel_size(kernel.shape)
-    return (kernel / kernel.sum()).astype(np.float32)
-
-
-def check_kernel_size(kernel_size):
-    """Turn one or two numbers into (h, w), or raise `UserError` where one is not odd and positive."""
-    size = np.atleast_1d(kernel_size).tolist()
-    size = tuple(size * 2 if len(size) == 1 else size)
-    if len(size) != 2 or any(not isinstance(n, int) or n < 1 or n % 2 == 0 for n in size):
-        raise UserError(f"kernel_size: {' '.join(map(str, size))}: one or two odd, positive numbers are needed")
-    return size
-
-
-def choose_device(device=None):
+def choose_device(device: str | torch.device | None = None) -> torch.device:
     """The device to run on: the one that is named, else CUDA where there is one, else the CPU."""
     if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,9 @@
 """The forward model of shift-invariant blur, y = k ⊗ x (paper, equation 1)."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
-from scipy.fft import next_fast_len
 
 
 def blur(x, k):
@@ -23,10 +24,26 @@ def blur(x, k):
     -------
     tensor (..., H, W)
     """
-    size = [next_fast_len(n, real=True) for n in x.shape[-2:]]
+    size = [next_fast_len(n) for n in x.shape[-2:]]
     spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(k, s=size).conj()
     full = torch.fft.irfft2(spectrum, s=size)
     return full[..., : x.shape[-2] - k.shape[-2] + 1, : x.shape[-1] - k.shape[-1] + 1]
+
+
+@lru_cache(maxsize=1024)
+def next_fast_len(n):
+    """The smallest number of at least n >= 1 whose prime factors are 2, 3 and 5: of such a length an FFT is fast.
+
+    The same as `scipy.fft.next_fast_len` for real transforms.
+    """
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1
 
 
 def blur_plain(x, k):

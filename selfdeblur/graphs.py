@@ -1,6 +1,6 @@
 """Steps that wait for nothing: what makes a run fast on a GPU.
 
-`Run.step` is written to be read. On a GPU most of its time would go into
+`Fit.step` is written to be read. On a GPU most of its time would go into
 starting some 800 small programs one by one, into drawing noise on the CPU and
 into waiting for the loss. Here the same step works on buffers that stay where
 they are, so that it can be recorded once, as a CUDA graph, and then be played
@@ -25,18 +25,18 @@ import torch
 CHECK_EVERY = 50
 
 
-def wanted(run):
-    """Whether a run is to be stepped by `FixedStep`: on a GPU, where the buffers stay the same to its end."""
+def on_fixed_buffers(run):
+    """Whether the fit of a run is to be stepped by `FixedStep`: on a GPU, where there is one fit to the run's end."""
     return run.y.device.type == "cuda" and len(run.stages) == 1
 
 
 @contextlib.contextmanager
 def stepping(run):
     """Two functions: one that does a step of a run in the way that suits its device, one that waits for its end."""
-    if not wanted(run):
+    if not on_fixed_buffers(run):
         yield run.step, lambda: None
         return
-    fixed = FixedStep(run)
+    fixed = FixedStep(run.fit)
     try:
         yield fixed.step, fixed.settle
     finally:
@@ -44,29 +44,29 @@ def stepping(run):
 
 
 class FixedStep:
-    """The step of one run on fixed buffers.
+    """The step of one fit on fixed buffers.
 
     The first step with each data term is done as it stands, which loads all
     that is needed; the second one is recorded.
 
     Parameters
     ----------
-    run : Run
+    fit : Fit
         Where it is to go on from; it must not be stepped by other means.
     """
 
     recordable = True
 
-    def __init__(self, run):
-        self.run, self.device = run, run.y.device
+    def __init__(self, fit):
+        self.fit, self.device = fit, fit.y.device
         on_gpu = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if on_gpu else None
         # Where noise from the CPU is copied to.
-        self.noise = None if run.noise_on_device else torch.zeros_like(run.z_x)
-        self.index = torch.full((1,), run.steps_done, device=self.device)
+        self.noise = None if fit.noise_on_device else torch.zeros_like(fit.z_x)
+        self.index = torch.full((1,), fit.steps_done, device=self.device)
         # What Adam's kernels read: on the CPU the rate is a double.
         dtype = torch.float32 if on_gpu else torch.float64
-        self.rates = [torch.zeros((), dtype=dtype, device=self.device) for _ in run.rates]
+        self.rates = [torch.zeros((), dtype=dtype, device=self.device) for _ in fit.rates]
         self.rates_set = None
         self.data_term = self.play = None
         if on_gpu:
@@ -75,28 +75,28 @@ class FixedStep:
     def step(self):
         """One step, which may still be under way on return; see `settle`.
 
-        Where it is given up for lack of memory, the run is as it was before.
+        Where it is given up for lack of memory, the fit is as it was before.
         """
-        run = self.run
-        before = run.rng.get_state()
+        fit = self.fit
+        before = fit.rng.get_state()
         try:
             self._step()
         except BaseException:
-            run.rng.set_state(before)
+            fit.rng.set_state(before)
             raise
-        run.steps_done += 1
+        fit.steps_done += 1
 
     def _step(self):
-        run = self.run
+        fit = self.fit
         with self._on_stream():
-            if self.noise is not None and run.settings.input_noise:
-                self.noise.copy_(run.draw_noise(self.noise))
-            rates = run.current_rates()
+            if self.noise is not None and fit.settings.input_noise:
+                self.noise.copy_(fit.draw_noise(self.noise))
+            rates = fit.current_rates()
             if rates != self.rates_set:
                 for tensor, rate in zip(self.rates, rates, strict=True):
                     tensor.fill_(rate)
                 self.rates_set = rates
-            data_term = run.data_term(run.steps_done)
+            data_term = fit.settings.data_term(fit.steps_done)
             if data_term != self.data_term:
                 self.settle()  # before the graph's memory goes
                 self.play, self.data_term = None, data_term
@@ -106,55 +106,55 @@ class FixedStep:
                 self.play()
 
     def settle(self):
-        """Wait until all steps are done, so that the run can be read."""
+        """Wait until all steps are done, so that the fit can be read."""
         if self.stream:
             self.stream.synchronize()
 
     def first_not_finite(self, since):
         """The first step, counted from 0 and from step ``since`` on, whose loss is not a number; None without one."""
         self.settle()
-        losses = self.run.losses[since : self.run.steps_done].cpu()
+        losses = self.fit.losses[since : self.fit.steps_done].cpu()
         wrong = (~torch.isfinite(losses)).nonzero()
         return since + int(wrong[0]) if len(wrong) else None
 
     def close(self):
-        """Let go of memory; the run can be read and go on by other means."""
+        """Let go of memory; the fit can be read and go on by other means."""
         self.settle()
         # Gradients lie in the memory of the graph.
-        self.run.optimiser.zero_grad()
+        self.fit.optimiser.zero_grad()
         self.play = None
 
     def _compute(self):
         """The step itself: nothing in here may wait for the GPU, or depend on a number that changes."""
-        run = self.run
-        z_x = run.z_x
-        if run.settings.input_noise:
-            noise = run.draw_noise(z_x) if self.noise is None else self.noise
-            z_x = z_x + run.settings.input_noise * noise
-        with run.arithmetic():
-            loss = run.objective(z_x, self.data_term)
-            run.optimiser.zero_grad()
+        fit = self.fit
+        z_x = fit.z_x
+        if fit.settings.input_noise:
+            noise = fit.draw_noise(z_x) if self.noise is None else self.noise
+            z_x = z_x + fit.settings.input_noise * noise
+        with fit.arithmetic():
+            loss = fit.objective(z_x, self.data_term)
+            fit.optimiser.zero_grad()
             loss.backward()
-        run.losses.index_copy_(0, self.index, loss.detach()[None])
+        fit.losses.index_copy_(0, self.index, loss.detach()[None])
         with self._rates_on_device():
-            run.optimiser.step()
+            fit.optimiser.step()
         self.index += 1
 
     def _record(self):
         """`_compute` as one graph, without doing it; returns the function that does it."""
         # So the backward pass makes the gradients anew, in the memory of the graph.
-        self.run.optimiser.zero_grad()
+        self.fit.optimiser.zero_grad()
         if not self.stream or not FixedStep.recordable:
             return self._compute
         graph = torch.cuda.CUDAGraph()
         if self.noise is None:
-            graph.register_generator_state(self.run.rng)
+            graph.register_generator_state(self.fit.rng)
         try:
             # Other threads may go on with what they do.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._compute()
         except RuntimeError as error:
-            self.run.optimiser.zero_grad()
+            self.fit.optimiser.zero_grad()
             if out_of_memory(error):
                 raise
             FixedStep.recordable = False
@@ -165,7 +165,7 @@ class FixedStep:
     @contextlib.contextmanager
     def _rates_on_device(self):
         """Adam reads the rates from tensors; they are not left in its state, which is the same on every device."""
-        groups = self.run.optimiser.param_groups
+        groups = self.fit.optimiser.param_groups
         before = [(group["lr"], group["capturable"]) for group in groups]
         recording = self.stream is not None and torch.cuda.is_current_stream_capturing()
         try:

@@ -9,12 +9,6 @@ import contextlib
 
 import torch
 
-PRECISIONS = {
-    "float32": "float32 throughout",
-    "tf32": "3x3 convolutions in TF32, on a GPU that has it",
-    "bf16": "the image generator in bfloat16",
-}
-
 
 @contextlib.contextmanager
 def arithmetic(precision, device):

@@ -13,25 +13,20 @@ import cv2
 import numpy as np
 import torch
 
-from selfdeblur.api import SMALLEST, check_image, check_kernel, check_kernel_size, choose_device, start
+from selfdeblur.api import SMALLEST, choose_device, start
+from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.classical import quality as judge
-from selfdeblur.classical.initial import (
-    LITTLE_NOISE,
-    PRIOR,
-    SEARCHES,
-    estimate_kernel,
-    extent,
-    judged_window,
-    noise_level,
-)
+from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
+from selfdeblur.classical.judge import extent, judged_window, noise_level
+from selfdeblur.classical.search import SEARCHES, estimate_kernel
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import stepping
-from selfdeblur.settings import PRESETS, make_settings
+from selfdeblur.settings import PRESETS, QUICK, make_settings
 from selfdeblur.tiles import deconvolve_tiled
 
 # Kernel search and deconvolution alone, besides the presets of the method.
-QUICK, QUICK_SEARCHES = "quick", SEARCHES[:1]
+QUICK_SEARCHES = SEARCHES[:1]
 # A picture of more pixels is not fitted as a whole: its kernel comes from a part, see `judged_window`.
 WHOLE = 1 << 20
 # A picture whose values differ by no more than this holds nothing to sharpen.
@@ -260,7 +255,7 @@ class _Task:
         return left, left, top, top
 
     def _weight(self, noise):
-        return PRIOR * max(noise / LITTLE_NOISE, 1)
+        return PRIOR_WEIGHT * max(noise / LITTLE_NOISE, 1)
 
     def _deconvolve(self, y, kernel, weight, side):
         return deconvolve_tiled(

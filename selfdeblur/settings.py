@@ -4,16 +4,28 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from selfdeblur.classical.quality import DOUBT
 from selfdeblur.errors import UserError
-from selfdeblur.precision import PRECISIONS
+
+# What is computed in less than float32, see `selfdeblur.precision`.
+PRECISIONS = {
+    "float32": "float32 throughout",
+    "tf32": "3x3 convolutions in TF32, on a GPU that has it",
+    "bf16": "the image generator in bfloat16",
+}
+
+# `selfdeblur.classical.quality.disagreement` from which on two kernels cannot both be nearly right.
+DOUBT = 0.035
+
+# Where `Settings.mean_with` names this instead of a stage, the mean is with an image that is deconvolved at the end.
+DECONVOLVED = "deconvolved"
 
 # Where the noise of the steps may be drawn.
 NOISE_FROM = ("cpu", "cuda")
 
-# The settings that the record of every result has.
-FIRST = (
+# The settings that the record of every result has; the others are recorded where they differ from their default.
+ALWAYS_RECORDED = (
     "preset",
     "num_iter",
     "mse_steps",
@@ -55,22 +67,22 @@ class Settings:
         Whether G_x has non-local blocks, from its third scale on.
     kernel_from : tuple of str
         What G_k starts at: the kernel of a stage, where "estimate" is that of
-        `selfdeblur.classical.initial`. Of two the mean is taken, unless the first is
+        `selfdeblur.classical`. Of two the mean is taken, unless the first is
         doubtful, see ``doubt``. Empty: as it is drawn.
     doubt : float
         If `selfdeblur.classical.quality.disagreement` of two kernels is larger than this,
-        another search follows, and one kernel may be left out, see `Run._agreed`.
+        another search follows, and one kernel may be left out, see `selfdeblur.vote`.
     rival : str or None
         A stage that knows nothing of the estimate. If its kernel is far from the
         last of the others, another search follows, too, and it may take part or
         go on alone.
     guided : bool
-        G_x sees the images that `selfdeblur.classical.initial.deconvolve` finds with these
+        G_x sees the images that `selfdeblur.classical.deconvolve` finds with these
         kernels, one channel for each, instead of noise.
     mean_with : str or None
         The image is the mean of G_x(z_x) and of that of this earlier stage, both
         on all of y: what two fits have wrong is only partly the same. "deconvolved":
-        instead of a stage's, the image that `selfdeblur.classical.initial.deconvolve` finds with
+        instead of a stage's, the image that `selfdeblur.classical.deconvolve` finds with
         the least squares kernel from G_x(z_x) to y.
     window : int or None
         The stage fits only a square of y of at most this side, the one with the
@@ -83,7 +95,7 @@ class Settings:
         Which generator draws the noise of the steps. Inputs and networks are
         always drawn on the CPU.
     precision : str
-        See `selfdeblur.precision.PRECISIONS`.
+        See `PRECISIONS`.
     low_memory : bool
         Compute more than once what would fill the memory. It changes the
         result only by rounding, but a run has to go on as it began.
@@ -131,25 +143,39 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise UserError(f"precision: {self.precision!r} is unknown; there are {', '.join(PRECISIONS)}")
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The settings as a dictionary that JSON can hold.
 
         Settings that came later are left out where they are at their default, so results from before stay valid.
         """
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
-        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name not in FIRST}
-        return {name: value for name, value in fields.items() if name in FIRST or getattr(self, name) != defaults[name]}
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name not in ALWAYS_RECORDED}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name in ALWAYS_RECORDED or getattr(self, name) != defaults[name]
+        }
 
-    def each_stage(self):
+    def data_term(self, step: int) -> str:
+        """Name of the data term at a step of a stage, counted from 0: "mse" or "1-ssim"."""
+        return "mse" if self.mse_steps is None or step < self.mse_steps else "1-ssim"
+
+    def each_stage(self) -> "dict[str, Settings]":
         """The settings of each stage by its name, in order."""
         if not self.stages:
             return {self.preset: self}
-        whole = dataclasses.replace(self, stages=())
+        common = dataclasses.replace(self, stages=())
         return {
-            stage["name"]: dataclasses.replace(whole, **{key: stage[key] for key in stage if key != "name"})
+            stage["name"]: dataclasses.replace(common, **{key: stage[key] for key in stage if key != "name"})
             for stage in self.stages
         }
 
+
+# The preset that takes a known kernel; all others estimate it.
+NONBLIND = "nonblind"
+
+# Weight of the total variation over the deviation of the noise: the paper's rule for noisy images.
+TV_WEIGHT_OF_NOISE = 0.1
 
 # A stage that fits the kernel, in the way of the paper, in little time.
 THIN = {"num_iter": 160, "mse_steps": 0, "lr_kernel": 5e-4, "channels": (16, 32, 32, 32), "window": 320}
@@ -167,8 +193,11 @@ GUIDED = {
     "guided": True,
 }
 
+# Kernel search and deconvolution alone, without networks: besides the presets, which are fits of networks.
+QUICK = "quick"
+
 # What each preset is, then what it changes from the defaults above, which are the released program's.
-PRESETS = {
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "release": (
         "the released program: mean squared error for 1000 steps (500 on Lai), then 1 - SSIM, no total variation",
         {},
@@ -177,7 +206,7 @@ PRESETS = {
         "the paper: mean squared error plus 1e-6 times the total variation throughout",
         {"mse_steps": None, "tv_weight": 1e-6},
     ),
-    "nonblind": (
+    NONBLIND: (
         "the released program for a known kernel: only the image generator is fitted, with 1 - SSIM",
         {"num_iter": 1000, "mse_steps": 0, "milestones": (700, 800, 900)},
     ),
@@ -190,7 +219,7 @@ PRESETS = {
             "stages": (
                 {"name": "scratch", **THIN},
                 {"name": "check", **THIN, "num_iter": 320, "kernel_from": ("estimate",)},
-                {**GUIDED, "channels": (16, 32, 32), "rival": "scratch", "mean_with": "deconvolved"},
+                {**GUIDED, "channels": (16, 32, 32), "rival": "scratch", "mean_with": DECONVOLVED},
             ),
             "non_local": False,
             "milestones": (),
@@ -219,7 +248,24 @@ PRESETS = {
 }
 
 
-def make_settings(preset="release", **changes):
+def check_known_kernel(preset: str, known: bool, *, kernel: str = "kernel") -> None:
+    """Raise `UserError` unless the kernel is known just where the preset takes one.
+
+    Parameters
+    ----------
+    preset : str
+    known : bool
+        Whether a kernel is given.
+    kernel : str
+        What the kernel's argument is called where the user gave it.
+    """
+    if known and preset != NONBLIND:
+        raise UserError(f"{kernel}: preset {preset} estimates the kernel; use preset {NONBLIND} with a known one")
+    if not known and preset == NONBLIND:
+        raise UserError(f"{kernel}: preset {NONBLIND} needs a kernel")
+
+
+def make_settings(preset: str = "release", **changes: Any) -> Settings:
     """The settings of a preset, with changes.
 
     Parameters
@@ -239,16 +285,16 @@ def make_settings(preset="release", **changes):
         del changes["num_iter"]
     values = {"preset": preset, **PRESETS[preset][1], **changes}
     if stages := values.get("stages"):
-        whole = sum(stage["num_iter"] for stage in stages)
-        wanted = changes.get("num_iter", whole)
-        if wanted < len(stages):
-            raise UserError(f"num_iter: {wanted}: preset {preset} needs at least {len(stages)} steps, one a stage")
+        steps_of_preset = sum(stage["num_iter"] for stage in stages)
+        num_iter = changes.get("num_iter", steps_of_preset)
+        if num_iter < len(stages):
+            raise UserError(f"num_iter: {num_iter}: preset {preset} needs at least {len(stages)} steps, one a stage")
         for name in changes.keys() - {"num_iter"}:
             if any(name in stage for stage in stages):
                 raise UserError(f"{name}: preset {preset} sets it for each of its stages; choose another preset")
-        shares = [max(stage["num_iter"] * wanted // whole, 1) for stage in stages]
-        shares[-1] += wanted - sum(shares)
-        values["num_iter"] = wanted
+        shares = [max(stage["num_iter"] * num_iter // steps_of_preset, 1) for stage in stages]
+        shares[-1] += num_iter - sum(shares)
+        values["num_iter"] = num_iter
         values["stages"] = tuple({**stage, "num_iter": n} for stage, n in zip(stages, shares, strict=True))
     unknown = changes.keys() - {field.name for field in dataclasses.fields(Settings)}
     if unknown:

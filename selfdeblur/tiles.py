@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from selfdeblur.classical.initial import deconvolve
+from selfdeblur.classical import deconvolve
 from selfdeblur.errors import UserError
 from selfdeblur.forward import centre
 

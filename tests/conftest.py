@@ -2,27 +2,35 @@
 
 import os
 import warnings
-from pathlib import Path
 
+# Tests run side by side, one on each core: threads would only wait for each other. It is read where PyTorch is loaded.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import processes
 import pytest
 import torch
+from common import ROOT, SHARED
 from skimage import data, util
+from thin import make_searches_short, make_thin
 
-# Tests run side by side on few cores; two pools of spinning threads slow each other down.
-torch.set_num_threads(min(2, torch.get_num_threads()))
-
-ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)
 
 
-def shared_folder():
-    """The folder of the original's numbers and of the benchmarks, which are not part of the repository."""
-    return Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))
+def pytest_collection_modifyitems(items):
+    """Mark what is known by what it needs; the markers are those of pyproject.toml."""
+    for item in items:
+        for marker in ("browser", "octave"):
+            if marker in item.fixturenames:
+                item.add_marker(marker)
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("fuzz")
 
 
 @pytest.fixture(scope="session")
 def levin():
     """The folder of the Levin benchmark; skips where it is not at hand."""
-    for folder in (ROOT / "datasets" / "levin", shared_folder() / "datasets" / "levin"):
+    for folder in (ROOT / "datasets" / "levin", SHARED / "datasets" / "levin"):
         if (folder / "im1_kernel1_img.png").exists():
             return folder
     reason = "the Levin benchmark is not here; 'python -m selfdeblur fetch levin' gets it"
@@ -32,5 +40,23 @@ def levin():
 
 @pytest.fixture(scope="session")
 def picture():
-    """A sharp grey image (512, 512), range 0 to 1."""
+    """A sharp grey image (200, 200), range 0 to 1."""
     return util.img_as_float(data.camera())[100:300, 150:350].copy()
+
+
+@pytest.fixture
+def thin(monkeypatch):
+    """Little arithmetic, see `thin`, in this process."""
+    make_thin(monkeypatch.setattr)
+
+
+@pytest.fixture
+def short_search(monkeypatch):
+    """Searches for a kernel from one start, in this process."""
+    make_searches_short(monkeypatch.setattr)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_processes():
+    yield
+    processes.end()

@@ -5,16 +5,7 @@ correlation of the sharp image with the kernel. MATLAB's ``conv2`` and
 `scipy.signal.convolve` expect the same kernel turned by 180 degrees.
 """
 
-import io
-import warnings
-from pathlib import Path
-
 import numpy as np
-
-from selfdeblur.errors import UserError
-from selfdeblur.files.images import open_without_waiting, read_image
-
-_MAX_NUMPY_BYTES = 1 << 25
 
 
 def camera_shake_kernel(size, *, rng):
@@ -79,64 +70,17 @@ def camera_shake_kernel(size, *, rng):
     return kernel / kernel.sum()
 
 
-def read_kernel(path):
-    """Read a blur kernel from an image file or a NumPy file (.npy).
+def centred(kernel):
+    """A kernel, tensor (h, w), with the box of its entries above 5 % of the largest moved to the middle; sum 1.
 
-    Parameters
-    ----------
-    path : str or Path
-        Of a grey image (or a coloured one whose channels are equal), or of a
-        two-dimensional array of numbers.
-
-    Returns
-    -------
-    ndarray of float64
-        (h, w), both odd, non-negative, sum 1; turned neither way, so in the
-        correlation sense if the file is.
-
-    Raises
-    ------
-    UserError
-        If the file cannot be read, or if what it holds is no kernel: not
-        two-dimensional, of even height or width, with negative values or
-        values that are not finite, or all 0.
+    It is moved by whole pixels.
     """
-    path = Path(path)
-    kernel = _read_numpy(path) if path.suffix.lower() == ".npy" else read_image(path)
-    if kernel.ndim == 3 and (kernel == kernel[:, :, :1]).all():
-        kernel = kernel[:, :, 0]
-    if kernel.ndim != 2:
-        what = "a coloured image" if kernel.ndim == 3 else f"an array of {kernel.ndim} dimensions"
-        raise UserError(f"{path}: is {what}; a kernel is a grey image or an array of two dimensions")
-    h, w = kernel.shape
-    if h % 2 == 0 or w % 2 == 0:
-        raise UserError(f"{path}: is {h} x {w} (height x width); both sizes of a kernel have to be odd")
-    if not np.isfinite(kernel).all() or kernel.min() < 0:
-        raise UserError(f"{path}: has values that are negative or not finite; a kernel has none")
-    if kernel.max() == 0:
-        raise UserError(f"{path}: all values are 0; the values of a kernel have a positive sum")
-    # By its largest value first: the sum of huge values would be infinite.
-    kernel = kernel / kernel.max()
-    return kernel / kernel.sum()
-
-
-def _read_numpy(path):
-    """Read an array of numbers as float64, without the pickles that may be in such a file and would run code."""
-    try:
-        with open(path, "rb", opener=open_without_waiting) as file:
-            content = file.read(_MAX_NUMPY_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(content) > _MAX_NUMPY_BYTES:
-        raise UserError(f"{path}: more than {_MAX_NUMPY_BYTES} bytes are too many for a kernel")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    # The header is a piece of Python text, and a malformed one ends in one of a dozen kinds of exception.
-    except Exception as error:
-        raise UserError(f"{path}: not a readable NumPy file of plain numbers") from error
-    if array.dtype.kind not in "fiu" or array.size == 0:
-        raise UserError(f"{path}: holds no array of real numbers, but {array.dtype} of shape {array.shape}")
-    with np.errstate(all="ignore"):
-        return array.astype(np.float64)
+    large = kernel > 0.05 * kernel.max()
+    moved = kernel
+    for axis in (0, 1):
+        inside = large.any(1 - axis).nonzero()
+        shift = (kernel.shape[axis] - 1 - int(inside[0]) - int(inside[-1])) // 2
+        moved = moved.roll(shift, axis)
+        cut = moved.narrow(axis, *((0, shift) if shift >= 0 else (kernel.shape[axis] + shift, -shift)))
+        cut.zero_()
+    return moved / moved.sum()

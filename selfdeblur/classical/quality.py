@@ -2,23 +2,41 @@
 
 import torch
 
-from selfdeblur.classical.initial import POINT, deconvolve, extent, noise_level, smooth
+from selfdeblur.classical.deconvolution import deconvolve
+from selfdeblur.classical.judge import POINT_EXTENT, extent, noise_level
+from selfdeblur.classical.linear import smooth
 from selfdeblur.forward import blur, centre
+from selfdeblur.settings import DOUBT
 
-# Two kernels whose images differ by more than this, see `disagreement`, cannot both be nearly right.
-DOUBT = 0.035
+# `disagreement` from which on one of two kernels is plainly wrong; from `settings.DOUBT` on they cannot both be nearly
+# right. Fits from scratch that found the kernel, but not to its finest detail, differ by up to 0.08 from those that
+# started at a good estimate; most wrong ones by 0.15 and more.
+PLAINLY_WRONG = 0.1
 
-# And if by more than this, one of them is plainly wrong. Fits from scratch that found the kernel, but not to its finest
-# detail, differ by up to 0.08 from those that started at a good estimate; most wrong ones by 0.15 and more.
-WRONG = 0.1
+# `ringing` from which on a kernel is doubted. Images deconvolved with their true kernels leave the range by 0 to 0.035
+# of the contrast, with the kernel turned by 90 or 180 degrees or a third too wide by more than 0.05 where there is
+# black or white to leave.
+MOST_RINGING = 0.05
 
-# Images deconvolved with their true kernels leave the range by 0 to 0.035 of the contrast, with the kernel turned by 90
-# or 180 degrees or a third too wide by more than 0.05 where there is black or white to leave, see `ringing`.
-RINGING = 0.05
+# Deviation of the Gaussian under which two images are compared: a share of the kernel's size, and not below so many
+# pixels. What a kernel does wrong at large, ghosts and halos, is left after it; the width of a small kernel is
+# uncertain by a pixel or so.
+COMPARED_SIGMA_SHARE, LEAST_COMPARED_SIGMA = 1 / 9, 3.0
 
-# What a kernel does wrong at large, ghosts and halos, is left after a Gaussian of this deviation: a share of the
-# kernel's size, and not below so many pixels, because the width of a small kernel is uncertain by a pixel or so.
-SHARE, LEAST = 1 / 9, 3.0
+# ``kernel_spread`` from which on a kernel is doubted, if it has more entries than a small one: a camera shake is a thin
+# trail in its square, while fits that found nothing stay near the flat kernel, which has 1. Below 5 x 5 a true kernel
+# may fill its square.
+MOST_SPREAD, SMALL_KERNEL = 0.5, 25
+
+# ``kernel_rim`` from which on the kernel may be cut off: a size that is large enough leaves the rim nearly empty.
+MOST_ON_RIM = 0.1
+
+# ``contrast`` below which the image is flat: taking away blur adds contrast, so less than half of y's is a failure.
+LEAST_CONTRAST = 0.5
+
+# ``misfit`` from which on image and kernel do not explain y: so much, for what a fit leaves without any noise, and
+# twice the deviation of the noise of y.
+MOST_MISFIT, MISFIT_OF_NOISE = 0.02, 2
 
 
 def assess(y, x, kernel, disagreed=None):
@@ -39,7 +57,7 @@ def assess(y, x, kernel, disagreed=None):
     -------
     dict
         ``doubtful`` (bool), ``reasons`` (list of str) and the measures behind
-        them: ``kernel_extent``, see `selfdeblur.classical.initial.extent`;
+        them: ``kernel_extent``, see `selfdeblur.classical.judge.extent`;
         ``kernel_spread``, the exponential of the entropy over the number of
         entries, 1 for a flat kernel; ``kernel_rim``, the share of the sum in
         the outermost row and column at each side; ``contrast``, standard
@@ -58,17 +76,17 @@ def assess(y, x, kernel, disagreed=None):
     }
     measures = {name: round(float(value), 5) for name, value in measures.items()}
     reasons = []
-    if kernel.numel() > 1 and measures["kernel_extent"] < POINT:
+    if kernel.numel() > 1 and measures["kernel_extent"] < POINT_EXTENT:
         reasons.append("the kernel is next to a single point: nothing was deblurred")
-    if kernel.numel() > 25 and measures["kernel_spread"] > 0.5:
+    if kernel.numel() > SMALL_KERNEL and measures["kernel_spread"] > MOST_SPREAD:
         reasons.append("the kernel is spread over all of its size")
-    if measures["kernel_rim"] > 0.1:
+    if measures["kernel_rim"] > MOST_ON_RIM:
         reasons.append("the kernel touches its border: try a larger kernel size")
-    if measures["contrast"] < 0.5:
+    if measures["contrast"] < LEAST_CONTRAST:
         reasons.append("the image is flat")
-    if measures["ringing"] > RINGING:
+    if measures["ringing"] > MOST_RINGING:
         reasons.append("the kernel makes an image that rings")
-    if measures["misfit"] > 0.02 + 2 * noise_level(y):
+    if measures["misfit"] > MOST_MISFIT + MISFIT_OF_NOISE * noise_level(y):
         reasons.append("image and kernel do not explain the blurry image")
     if disagreed is not None:
         measures["disagreement"] = round(disagreed, 5)
@@ -81,7 +99,7 @@ def ringing(y, kernel):
     """How far the image deconvolved with a kernel overshoots black and white.
 
     An error of the kernel makes ripples along every strong edge; nothing keeps
-    `selfdeblur.classical.initial.deconvolve` within the range of an image. Where y is
+    `selfdeblur.classical.deconvolve` within the range of an image. Where y is
     clipped it overshoots for any kernel, and is not to be trusted either.
 
     Parameters
@@ -113,7 +131,7 @@ def disagreement(y, first, second, size):
     y : tensor (H, W)
         Blurry image, 0..1.
     first, second : tensor (H + h - 1, W + w - 1)
-        What `selfdeblur.classical.initial.deconvolve` makes of y with either kernel.
+        What `selfdeblur.classical.deconvolve` makes of y with either kernel.
     size : (int, int)
         Size (h, w) of the kernels.
 
@@ -123,7 +141,7 @@ def disagreement(y, first, second, size):
         Root mean square of the difference, border aside, over the standard
         deviation of y.
     """
-    sigma = max(max(size) * SHARE, LEAST)
+    sigma = max(max(size) * COMPARED_SIGMA_SHARE, LEAST_COMPARED_SIGMA)
     # Half a kernel at each side is left out, y does not determine it.
     one, two = (smooth(centre(x[None, None], size)[0, 0], sigma) for x in (first, second))
     mean = (one + two) / 2

@@ -50,8 +50,6 @@ _SOURCES = {
 _ATTEMPTS = 4
 _PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
 _TIMEOUT = 30  # seconds without a byte
-_DEADLINE = 600  # seconds for one file: a server that sends a byte now and then must not hold us for ever
-_CHUNK = 1 << 16
 # A zip file may hold other files of the same sizes; beyond this many times the benchmark's bytes it is no data set.
 _ZIP_EXCESS = 8
 _ZIP_DIRECTORY = 32 << 20  # bytes; each entry of a zip's directory costs some ten times its size in memory
@@ -86,7 +84,7 @@ def build_registry(datasets):
     -------
     dict
         Benchmark -> what `load_registry` returns for it. ``python -c "from
-        selfdeblur import fetch; fetch.write_registry('datasets')"`` stores it.
+        selfdeblur.data import fetch; fetch.write_registry('datasets')"`` stores it.
     """
     registry = {}
     for benchmark, folders in _SOURCES.items():
@@ -175,10 +173,6 @@ class _RefusedError(Exception):
     """The server answered, and asking again would not help."""
 
 
-class _CutError(Exception):
-    """The connection failed or ended early; asking again may help."""
-
-
 def _download(root, wanted):
     base = os.environ.get("SELFDEBLUR_FETCH_URL", URL).rstrip("/")
     refused = []
@@ -186,7 +180,8 @@ def _download(root, wanted):
         for name, entry in wanted.items():
             url = f"{base}/{urllib.parse.quote(entry['from'])}"
             try:
-                _download_file(url, root / name, entry, progress)
+                write_bytes(root / name, _receive(url, entry))
+                progress.update(entry["size"])
             except _RefusedError as error:
                 refused.append((url, error))
     if refused:
@@ -195,102 +190,35 @@ def _download(root, wanted):
         raise UserError(f"{url}: {error}{others}; take a copy that you have with --from FOLDER_OR_ZIP")
 
 
-def _download_file(url, path, entry, progress):
-    """Download one file, going on from what an earlier attempt left in ``.NAME.part``."""
-    part = path.with_name(f".{path.name}.part")
-    content = bytearray()
-    with contextlib.suppress(OSError):
-        if part.stat().st_size < entry["size"]:
-            content += part.read_bytes()
-    before = progress.n
-    resumed = bool(content)
+def _receive(url, entry):
+    """Content of ``url``, equal to the registry; what may pass is tried again from the file's first byte."""
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_PAUSE * 2 ** (attempt - 1))
         try:
-            _receive(url, content, entry["size"], lambda: progress.update(before + len(content) - progress.n))
-        except _CutError as error:
-            reason = error
-            continue
-        except BaseException:
-            _keep(part, content)
-            raise
-        if _matches(content, entry):
-            write_bytes(path, bytes(content))
-            part.unlink(missing_ok=True)
-            return
-        # What was there before may be of another version or damaged: that alone earns a fresh start.
-        part.unlink(missing_ok=True)
-        if not resumed:
-            raise _RefusedError(f"its {len(content)} bytes do not match the registry ({entry['size']} bytes expected)")
-        content.clear()
-        resumed = False
-        reason = "the part received earlier does not match the registry"
-    _keep(part, content)
+            request = urllib.request.Request(url, headers={"User-Agent": "selfdeblur", "Accept-Encoding": "identity"})
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+                content = response.read(entry["size"] + 1)
+        except urllib.error.HTTPError as error:
+            error.close()
+            reason = f"the server answers {error.code} {_one_line(error.reason)}"
+            if error.code not in (408, 425, 429) and error.code < 500:
+                raise _RefusedError(reason) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = _one_line(getattr(error, "reason", None) or error)
+        except ValueError as error:
+            # A redirection to something that is no address ends here, and so does a mistyped SELFDEBLUR_FETCH_URL.
+            raise _RefusedError(_one_line(error)) from error
+        else:
+            if _matches(content, entry):
+                return content
+            if len(content) >= entry["size"]:
+                raise _RefusedError(f"its content does not match the registry ({entry['size']} bytes expected)")
+            reason = f"the connection ended after {len(content)} of {entry['size']} bytes"
     raise UserError(
         f"{url}: cannot be downloaded ({reason}); run the command again to go on, "
         "or take a copy that you have with --from FOLDER_OR_ZIP"
     )
-
-
-def _keep(part, content):
-    """Store what has arrived for the next run; without a place for it that run starts at the file's first byte."""
-    if content:
-        with contextlib.suppress(UserError):
-            write_bytes(part, bytes(content))
-
-
-def _receive(url, content, size, report):
-    """Append the bytes of ``url`` that ``content`` lacks; on return it has ``size`` bytes or the wrong content."""
-    headers = {"User-Agent": "selfdeblur", "Accept-Encoding": "identity"}
-    if content:
-        headers["Range"] = f"bytes={len(content)}-"
-    end = time.monotonic() + _DEADLINE
-    try:
-        with _opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
-            if content and not _goes_on(response, len(content)):
-                content.clear()
-            report()
-            while len(content) <= size and (chunk := response.read1(_CHUNK)):
-                content += chunk
-                report()
-                if len(content) < size and time.monotonic() > end:
-                    raise _CutError(f"took longer than {_DEADLINE} s")
-            if len(content) < size:
-                raise _CutError(f"the connection ended after {len(content)} of {size} bytes")
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416:
-                content.clear()
-            if error.code in (408, 416, 425, 429) or error.code >= 500:
-                raise _CutError(f"the server answers {error.code} {_one_line(error.reason)}") from error
-            raise _RefusedError(f"the server answers {error.code} {_one_line(error.reason)}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _CutError(_one_line(getattr(error, "reason", None) or error)) from error
-    except ValueError as error:
-        # A redirection to something that is no address ends here, and so does a mistyped SELFDEBLUR_FETCH_URL.
-        raise _RefusedError(_one_line(error)) from error
-
-
-def _goes_on(response, start):
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return response.status == 206 and match is not None and int(match[1]) == start
-
-
-def _opener():
-    """HTTP and HTTPS and nothing else: a redirection must not lead to a local file or an FTP server."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    return opener
 
 
 def _one_line(error):

@@ -1,17 +1,25 @@
-"""What an image file says of itself, read before anything is decoded.
+"""What an image file says of itself, read before its pixels are decoded.
 
 A decoder takes a file's word for its size, and some decoders return a picture
-that is half grey for a file that was cut off. So the structure of each format
-is walked through here first: is it one picture, of a bearable size, and are
-all its bytes there?
+that is half grey for a file that was cut off. Pillow and tifffile tell size,
+kind, number of pictures and orientation. Here is what they leave open: the
+limits, the check that all bytes are there where only their decoders make it,
+what has to be taken out before OpenCV decodes, and PGM and PPM, whose values
+no library gives as they are where the largest is neither 255 nor 65535.
 """
 
+import contextlib
+import io
+import logging
 import re
 import struct
-import zlib
+import threading
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
+import tifffile
+from PIL import ExifTags, Image, WebPImagePlugin  # noqa: F401 (Pillow knows WebP once its plug-in is imported)
 
 # The largest picture that is read: 16 bytes a pixel, in the worst case, have to fit into a computer's memory.
 MAX_PIXELS = 1 << 26
@@ -19,9 +27,12 @@ MAX_PIXELS = 1 << 26
 _MAX_SCANS = 100
 _MAX_PAGES = 100
 _MAX_PAGES_WANTED = 1000
-_MAX_SEGMENTS = 1 << 18
+# Reads of a file in pieces (chunks, segments), each of which costs a turn of a loop in Python.
+_MAX_READS = 1 << 18
 # Numbers written as text take some 40 bytes of memory each while they are read.
 _MAX_WORDS = 1 << 24
+
+_DAMAGED = "the file is truncated, damaged or of a kind that is not read; convert it to PNG"
 
 
 class HeaderError(ValueError):
@@ -33,20 +44,21 @@ class Header:
     """What is known of a picture before it is decoded.
 
     ``orientation`` is the number that EXIF gives the eight positions of a
-    camera, ``grey`` tells that there is one value a pixel, ``content`` what the
-    decoder gets. ``array`` is the picture where no decoder is needed.
+    camera, ``grey`` tells whether there is one value a pixel (None: that
+    depends on the palette), ``content`` what the decoder gets. ``array`` is the picture where
+    no decoder is needed.
     """
 
     height: int
     width: int
-    grey: bool
+    grey: bool | None
     content: bytes
     orientation: int = 1
     array: np.ndarray | None = None
 
 
 def read_header(content):
-    """Walk through the structure of an image file.
+    """Read what an image file says of itself and check that all of it is there.
 
     Parameters
     ----------
@@ -64,26 +76,27 @@ def read_header(content):
         pixels or of more than `MAX_PIXELS`, or of a kind that would be decoded
         wrongly.
     """
-    if not content:
-        raise HeaderError("the file is empty")
+    _require(content, "the file is empty")
     for magic, reader in _FORMATS:
         if re.match(magic, content, re.DOTALL):
-            try:
-                return reader(content)
-            except (struct.error, IndexError) as error:
-                raise HeaderError("the file is truncated") from error
+            return _told(reader, content)
     for magic, name in _OTHERS:
         if re.match(magic, content, re.DOTALL):
             raise HeaderError(f"{name} files are not read; convert it to PNG")
     raise HeaderError("not an image, or of an unknown format (known: PNG, JPEG, TIFF, BMP, PGM, PPM, WebP)")
 
 
-def _header(height, width, *, grey, content, **more):
-    if height < 1 or width < 1:
-        raise HeaderError(f"the image has no pixels ({width} x {height})")
-    if height * width > MAX_PIXELS:
-        raise HeaderError(f"{width} x {height} pixels are too many (at most {MAX_PIXELS}); scale it down or cut it")
-    return Header(height, width, grey, content, **more)
+def _told(reader, *arguments):
+    """What a reader returns; whatever it raises becomes a `HeaderError`."""
+    try:
+        return reader(*arguments)
+    except (HeaderError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise HeaderError(f"too many pixels (at most {MAX_PIXELS}); scale it down or cut it") from error
+    except Exception as error:
+        # A damaged file can break off the libraries' reading in any way.
+        raise HeaderError(_DAMAGED) from error
 
 
 def _require(condition, reason):
@@ -91,134 +104,43 @@ def _require(condition, reason):
         raise HeaderError(reason)
 
 
-def _several(count, kind):
-    _require(count == 1, f"{kind} of {count} pictures; save the one to use as a file of its own")
+def _check_size(width, height):
+    _require(width > 0 and height > 0, f"the image has no pixels ({width} x {height})")
+    _require(
+        width * height <= MAX_PIXELS,
+        f"{width} x {height} pixels are too many (at most {MAX_PIXELS}); scale it down or cut it",
+    )
 
 
-# PNG
+def _check_number(number, kind):
+    _require(number == 1, f"{kind} of {number} pictures; save the one to use as a file of its own")
 
 
-def _png(content):
-    kept, at, kinds, orientation = [content[:8]], 8, [], 1
-    while b"IEND" not in kinds[-1:]:
-        _require(len(kinds) < _MAX_SEGMENTS, "the file is damaged (too many chunks)")
-        length, kind = struct.unpack_from(">L4s", content, at)
-        end = at + 12 + length
-        _require(end <= len(content), "the file is truncated")
-        data = content[at + 8 : end - 4]
-        checksum = struct.unpack_from(">L", content, end - 4)[0]
-        _require(zlib.crc32(content[at + 4 : end - 4]) == checksum, "the file is damaged (a checksum does not match)")
-        if not kinds:
-            _require(kind == b"IHDR" and length == 13, "the file is damaged (no PNG header)")
-            width, height, depth, colour = struct.unpack_from(">LLBB", data)
-        if kind == b"acTL" and length >= 4:
-            _several(struct.unpack_from(">L", data)[0], "an animation")
-        if kind == b"eXIf":
-            orientation = _exif_orientation(data)
-        # All else is dropped: what it says of transparency, gamma and profiles must not change the values.
-        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-            kept.append(content[at:end])
-        kinds.append(kind)
-        at = end
-    _require(b"IDAT" in kinds, "the file is damaged (no image data)")
-    depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-    _require(depth in depths.get(colour, ()), "the file is damaged (no such kind of PNG)")
-    return _header(height, width, grey=colour in (0, 4), content=b"".join(kept), orientation=orientation)
+def _known(orientation):
+    """The orientation, or 1 where there is none that makes sense."""
+    return orientation if orientation in range(1, 9) else 1
 
 
-# JPEG
-
-# Markers that stand alone, and FF 00, which is a value and no marker, are passed over.
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_lock = threading.Lock()
 
 
-def _jpeg(content):
-    at, size, segments, scans, orientation = 2, None, 0, 0, 1
-    while True:
-        match = _MARKER.search(content, at)
-        _require(match, "the file is truncated")
-        marker, at = match[1][0], match.end()
-        if marker == 0xD9:
-            break
-        segments += 1
-        _require(segments <= _MAX_SEGMENTS, "the file is damaged (too many segments)")
-        (length,) = struct.unpack_from(">H", content, at)
-        data = content[at + 2 : at + length]
-        _require(length >= 2 and at + length <= len(content), "the file is truncated")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            _require(size is None, "the file is damaged (two headers)")
-            depth, *size, channels = struct.unpack_from(">BHHB", data)
-            _require(depth == 8, f"a JPEG of {depth} bits a value is not read; convert it to PNG")
-            _require(channels != 4, "a JPEG in CMYK, the colours of a printer; convert it to RGB")
-            _require(channels in (1, 3), f"a JPEG of {channels} channels is not read; convert it to PNG")
-        if marker == 0xE1 and data.startswith(b"Exif\0\0"):
-            orientation = _exif_orientation(data[6:])
-        if marker == 0xDA:
-            scans += 1
-            _require(scans <= _MAX_SCANS, "the file is damaged (too many scans)")
-        at += length
-    _require(size is not None and scans > 0, "the file is truncated")
-    return _header(*size, grey=channels == 1, content=content, orientation=orientation)
+@contextlib.contextmanager
+def _quiet():
+    """Keep the warnings and the log of Pillow and tifffile from the terminal."""
+    logger = logging.getLogger("tifffile")
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Of an animation that makes no sense Pillow would go on to read the first picture.
+        warnings.filterwarnings("error", "Invalid APNG")
+        logger.addFilter(_nothing)
+        try:
+            yield
+        finally:
+            logger.removeFilter(_nothing)
 
 
-# TIFF, and EXIF, which is a TIFF without a picture
-
-
-class _Ifd:
-    """The entries of one image file directory."""
-
-    _types = {1: "B", 3: "H", 4: "L", 16: "Q"}  # noqa: RUF012
-
-    def __init__(self, content, at):
-        self.content = content
-        self.order = {b"II": "<", b"MM": ">"}[bytes(content[:2])]
-        big = struct.unpack_from(self.order + "H", content, 2)[0] == 43
-        count = struct.unpack_from(self.order + ("Q" if big else "H"), content, at)[0]
-        at += 8 if big else 2
-        _require(count <= 4096, "the file is damaged (too many entries)")
-        self.places = {}
-        for _ in range(count):
-            tag, kind, number = struct.unpack_from(self.order + ("HHQ" if big else "HHL"), content, at)
-            place = at + (12 if big else 8)
-            if kind in self._types:
-                if number * struct.calcsize("=" + self._types[kind]) > (8 if big else 4):
-                    place = struct.unpack_from(self.order + ("Q" if big else "L"), content, place)[0]
-                # libtiff, too, takes the first of two entries of one tag.
-                self.places.setdefault(tag, (self._types[kind], number, place))
-            at += 20 if big else 12
-        self.next_place = at
-        self.next = struct.unpack_from(self.order + ("Q" if big else "L"), content, at)[0]
-
-    def get(self, tag, default=()):
-        """Values of a tag, an array of int64, or ``default``."""
-        if tag not in self.places:
-            return np.array(default, np.int64)
-        kind, number, place = self.places[tag]
-        dtype = np.dtype(self.order + {"B": "u1", "H": "u2", "L": "u4", "Q": "u8"}[kind])
-        _require(place + number * dtype.itemsize <= len(self.content), "the file is truncated")
-        values = np.frombuffer(self.content, dtype, number, place)
-        _require(number == 0 or values.max() < 1 << 62, "the file is damaged (a number is too large)")
-        return values.astype(np.int64)
-
-    def one(self, tag, default):
-        values = self.get(tag)
-        return int(values[0]) if len(values) else default
-
-
-def _first_ifd(content):
-    order = {b"II": "<", b"MM": ">"}[bytes(content[:2])]
-    if struct.unpack_from(order + "H", content, 2)[0] == 43:
-        return struct.unpack_from(order + "Q", content, 8)[0]
-    return struct.unpack_from(order + "L", content, 4)[0]
-
-
-def _exif_orientation(data):
-    """Orientation noted in a block of EXIF, 1 if there is none that makes sense."""
-    try:
-        orientation = _Ifd(data, _first_ifd(data)).one(274, 1)
-    except (struct.error, HeaderError, KeyError):
-        return 1
-    return orientation if 1 <= orientation <= 8 else 1
+def _nothing(record):
+    return False
 
 
 def upright_exif(data):
@@ -236,29 +158,102 @@ def upright_exif(data):
     bytes
         Of the same length; unchanged where it is no EXIF that can be read.
     """
+    file = _File(data)
     try:
-        first = _Ifd(data, _first_ifd(data))
-        patched = bytearray(data)
-        turned = first.one(274, 1) > 4
-        _patch(patched, first, 274, 1)
-        if turned and (at := first.one(34665, 0)):  # sizes, which programs show, change places
-            sizes = _Ifd(data, at)
-            width, height = sizes.one(40962, 0), sizes.one(40963, 0)
-            if width and height:
-                _patch(patched, sizes, 40962, height)
-                _patch(patched, sizes, 40963, width)
-        struct.pack_into(first.order + "L", patched, first.next_place, 0)
-    except (struct.error, HeaderError, KeyError, IndexError):
+        with _quiet(), tifffile.TiffFile(file) as tiff:
+            page, form = tiff.pages.first, tiff.tiff
+            turned = page.tags.valueof(274, 1) > 4
+            if 274 in page.tags:
+                page.tags[274].overwrite(1)
+            if turned and 34665 in page.tags:  # sizes, which programs show, change places
+                tiff.filehandle.seek(page.tags[34665].valueoffset)
+                sizes = tifffile.TiffPage(tiff, index=1).tags
+                width, height = sizes.valueof(40962), sizes.valueof(40963)
+                if width and height:
+                    sizes[40962].overwrite(height)
+                    sizes[40963].overwrite(width)
+            tiff.filehandle.seek(page.offset + form.tagnosize + len(page.tags) * form.tagsize)
+            tiff.filehandle.write(bytes(form.offsetsize))
+    except Exception:
         return data
-    return bytes(patched)
+    return file.getvalue()
 
+
+# PNG, JPEG, BMP, WebP
+
+
+class _File(io.BytesIO):
+    """A file that ends the reading of a header of endlessly many pieces."""
+
+    reads = 0
+
+    def read(self, size=-1):
+        self.reads += 1
+        _require(self.reads <= _MAX_READS, "the file is damaged (of too many pieces)")
+        return super().read(size)
+
+
+def _pillow(content):
+    with _quiet():
+        file = _File(content)
+        image = Image.open(file, formats=("PNG", "JPEG", "BMP", "WEBP"))
+        _check_size(*image.size)
+        if image.format == "PNG":
+            _check_number(image.n_frames, "an animation")
+            image.verify()  # all checksums
+            image = Image.open(_File(content), formats=("PNG",))
+        elif image.format == "WEBP":
+            # The mark of an animation; of a damaged one the library may find one picture.
+            animated = content[12:16] == b"VP8X" and content[20] & 2
+            _require(not animated, "an animation; save the picture to use as a file of its own")
+        elif image.format == "BMP":
+            _require(content[26:28] == b"\1\0", "a BMP of an unusual kind; convert it to PNG")  # one plane of colour
+            for codec, _, offset, arguments in image.tile:
+                rows = arguments[1] * image.height if codec == "raw" else 0
+                _require(offset + rows <= len(content), "the file is truncated")
+        else:
+            # JPEG, and MPO: a JPEG with more pictures, such as previews, behind the one that all programs show.
+            _require(image.mode != "CMYK", "a JPEG in CMYK, the colours of a printer; convert it to RGB")
+            _require(content.count(b"\xff\xda") <= _MAX_SCANS, "the file is damaged (too many scans)")
+            # Pillow has read up to the first scan. Within the scans the end mark is never a value.
+            _require(content.find(b"\xff\xd9", file.tell()) >= 0, "the file is truncated")
+        try:
+            orientation = _known(image.getexif().get(ExifTags.Base.Orientation, 1))
+        except MemoryError:
+            raise
+        except Exception:
+            orientation = 1  # EXIF of no sense is like none
+    grey = {"1": True, "L": True, "P": None}.get(image.mode, False)
+    if image.format == "PNG":
+        grey = content[25] in (0, 4)  # its kind of colour; Pillow calls grey with alpha of 16 bits RGBA
+        content = _bare_png(content)
+    return Header(image.height, image.width, grey, content, orientation)
+
+
+def _bare_png(content):
+    """The chunks that hold the picture: what others say of transparency or gamma must not change its values."""
+    kept, at = [content[:8]], 8
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
+# TIFF
 
 # None, LZW, JPEG, Deflate (two numbers), PackBits. Of others some decoders make noise without a word.
 _TIFF_COMPRESSIONS = (1, 5, 7, 8, 32946, 32773)
+_TIFF_TYPES = (3, 4, 16)  # integers of 16, 32 and 64 bits, without a sign
+_TIFF_KINDS = {0: "a grey image", 1: "a grey image", 2: "an RGB image", 3: "a palette image", 6: "a YCbCr image"}
+# White as 0 in more than 8 bits is what the decoder forgets to turn round.
+_TIFF_BITS = {0: {1, 8}, 1: {1, 8, 16, 32}, 2: {8, 16, 32}, 3: {1, 4, 8}, 6: {8}}
+_TIFF_FLOAT_BITS = {1: {32, 64}, 2: {32, 64}}
 
 
 def read_tiff_pages(content):
-    """Walk through the structure of a TIFF of one or several pages, previews left out.
+    """Read what a TIFF of one or several pages says of them, previews left out.
 
     Parameters
     ----------
@@ -275,183 +270,128 @@ def read_tiff_pages(content):
     HeaderError
         As in `read_header`; all pages together must not have more than `MAX_PIXELS` pixels.
     """
-    try:
-        pages = [page for page in _tiff_directories(content, _MAX_PAGES_WANTED) if not page.one(254, 0) & 1]
-        _require(pages, "the file has no page of full size")
-        headers = [_tiff_page(content, page) for page in pages]
-    except (struct.error, IndexError) as error:
-        raise HeaderError("the file is truncated") from error
+    headers = _told(_tiff_pages, content, _MAX_PAGES_WANTED)
     total = sum(header.height * header.width for header in headers)
-    if total > MAX_PIXELS:
-        raise HeaderError(f"{len(headers)} pages of {total} pixels are too many (at most {MAX_PIXELS}); split the file")
-    patched = bytearray(content)
-    for page in pages:
-        _patch_tiff(patched, page)
-    patched = bytes(patched)
-    return [replace(header, content=patched) for header in headers]
-
-
-def _tiff_directories(content, most=_MAX_PAGES):
-    at, pages, seen = _first_ifd(content), [], set()
-    while at:
-        _require(at not in seen and len(seen) < most, "the file is damaged (too many pages)")
-        _require(at < len(content), "the file is truncated")
-        seen.add(at)
-        pages.append(_Ifd(content, at))
-        at = pages[-1].next
-    _require(pages, "the file is truncated")
-    return pages
+    _require(
+        total <= MAX_PIXELS,
+        f"{len(headers)} pages of {total} pixels are too many (at most {MAX_PIXELS}); split the file",
+    )
+    return headers
 
 
 def _tiff(content):
-    pages = _tiff_directories(content)
-    # Bit 0: a smaller version of another page, as cameras add for a preview.
-    _several(1 + sum(not page.one(254, 0) & 1 for page in pages[1:]), "a TIFF")
-    page = pages[0]
-    separate = page.one(284, 1) == 2 and page.one(277, 1) > 1
-    # The decoder would mix up the planes, without a word.
-    _require(
-        not separate or page.one(258, 1) == 8, "a TIFF of separate colour planes; save it with interleaved colours"
-    )
-    patched = bytearray(content)
-    _patch_tiff(patched, page)
-    return replace(_tiff_page(content, page), content=bytes(patched))
+    return _tiff_pages(content, _MAX_PAGES, one=True)[0]
 
 
-def _tiff_page(content, page):
-    width, height = page.one(256, 0), page.one(257, 0)
-    header = _header(height, width, grey=False, content=content)  # checks the size before anything depends on it
+def _tiff_pages(content, most, *, one=False):
+    file = _File(content)
+    with _quiet(), tifffile.TiffFile(file) as tiff:
+        _require(0 < len(tiff.pages) <= most, "the file is damaged (its list of pages)")
+        # tifffile passes over what it cannot read, pages after a broken one and single tags, without an error.
+        end = tiff.pages.next_page_offset
+        _require(_number(tiff, end, tiff.tiff.offsetformat) == 0, "the file is damaged (its list of pages)")
+        for page in tiff.pages:
+            number = _number(tiff, page.offset, tiff.tiff.tagnoformat)
+            _require(number == len(page.tags), "the file is damaged (its list of tags)")
+        # A reduced version of another page is what cameras add for a preview.
+        pages = [page for i, page in enumerate(tiff.pages) if (one and i == 0) or not page.is_reduced]
+        _require(pages, "the file has no page of full size")
+        if one:
+            _check_number(len(pages), "a TIFF")
+            separate = pages[0].tags.valueof(284) == 2 and pages[0].tags.valueof(277, 1) > 1
+            # The decoder would mix up the planes, without a word.
+            _require(
+                not separate or set(np.atleast_1d(pages[0].tags.valueof(258))) == {8},
+                "a TIFF of separate colour planes; save it with interleaved colours",
+            )
+        headers = [_tiff_page(page.tags, content) for page in pages]
+        # The decoder would multiply the colours with alpha unless they are declared to be so already ...
+        # ... and some versions of it turn the image and some do not.
+        for tags in (page.tags for page in pages):
+            for tag in (338, 274):
+                if tag in tags:
+                    tags[tag].overwrite([1] * tags[tag].count)
+    return [replace(header, content=file.getvalue()) for header in headers]
 
-    bits, formats = set(page.get(258, [1]).tolist()), set(page.get(339, [1]).tolist())
-    samples, photometric = page.one(277, 1), page.one(262, -1)
-    kinds = {0: "a grey image", 1: "a grey image", 2: "an RGB image", 3: "a palette image", 6: "a YCbCr image"}
-    _require(photometric in kinds, "a TIFF in CMYK, Lab or other unusual colours; convert it to RGB")
-    # White as 0 in more than 8 bits is what the decoder forgets to turn round.
-    allowed = {0: {1, 8}, 1: {1, 8, 16, 32}, 2: {8, 16, 32}, 3: {1, 4, 8}, 6: {8}}[photometric]
-    if formats == {3}:
-        allowed = {32, 64} if photometric in (1, 2) else set()
+
+def _number(tiff, place, kind):
+    """The number of a kind of `struct` at a place of the file."""
+    tiff.filehandle.seek(place)
+    return struct.unpack(kind, tiff.filehandle.read(struct.calcsize(kind)))[0]
+
+
+def _tiff_page(tags, content):
+    def values(tag, default=()):
+        # Numbers of other types the decoder might understand in another way.
+        _require(tag not in tags or tags[tag].dtype in _TIFF_TYPES, _DAMAGED)
+        return np.atleast_1d(tags.valueof(tag, default))
+
+    def value(tag, default):
+        return int(next(iter(values(tag)), default))
+
+    width, height = value(256, 0), value(257, 0)
+    _check_size(width, height)
+    bits, formats = set(values(258, 1).tolist()), set(values(339, 1).tolist())
+    compression, photometric, channels = value(259, 1), value(262, -1), value(277, 1)
+    _require(photometric in _TIFF_KINDS, "a TIFF in CMYK, Lab or other unusual colours; convert it to RGB")
+    kind = _TIFF_KINDS[photometric]
+    _require(formats in ({1}, {3}), "a TIFF of signed or complex numbers; convert it to 8 or 16 bits")
+    allowed = (_TIFF_BITS if formats == {1} else _TIFF_FLOAT_BITS).get(photometric, set())
     _require(
         len(bits) == 1 and bits <= allowed,
-        f"a TIFF of {'/'.join(map(str, sorted(bits)))} bits a value is not read as {kinds[photometric]}; "
-        "convert it to 8 or 16 bits",
+        f"a TIFF of {'/'.join(map(str, sorted(bits)))} bits a value is not read as {kind}; convert it to 8 or 16 bits",
     )
-    _require(formats in ({1}, {3}), "a TIFF of signed or complex numbers; convert it to 8 or 16 bits")
-    _require(page.one(259, 1) in _TIFF_COMPRESSIONS, "a TIFF of an unusual compression; convert it to PNG")
-    channels = (3, 4) if photometric in (2, 6) else (1, 2)
-    _require(samples in channels, f"a TIFF of {samples} channels is not read as {kinds[photometric]}")
+    _require(compression in _TIFF_COMPRESSIONS, "a TIFF of an unusual compression; convert it to PNG")
+    _require(
+        channels in ((3, 4) if photometric in (2, 6) else (1, 2)),
+        f"a TIFF of {channels} channels is not read as {kind}",
+    )
 
-    tiled = 324 in page.places
-    offsets, lengths = (page.get(324), page.get(325)) if tiled else (page.get(273), page.get(279))
-    rows, columns = (page.one(323, 0), page.one(322, 0)) if tiled else (min(page.one(278, height), height), width)
+    tiled = 324 in tags
+    offsets, lengths = (values(324), values(325)) if tiled else (values(273), values(279))
+    rows, columns = (value(323, 0), value(322, 0)) if tiled else (min(value(278, height), height), width)
     _require(0 < rows * columns <= MAX_PIXELS, "the file is damaged (its strips or tiles have no sensible size)")
-    parts = -(-height // rows) * -(-width // columns) * (samples if page.one(284, 1) == 2 else 1)
+    parts = -(-height // rows) * -(-width // columns) * (channels if value(284, 1) == 2 else 1)
     _require(len(offsets) == len(lengths) >= parts, "the file is damaged (strips or tiles are missing)")
-    _require(lengths.min() > 0 and (offsets + lengths).max() <= len(content), "the file is truncated")
-    if page.one(259, 1) == 1 and photometric != 6:
-        _require(lengths.sum() * 8 >= height * width * samples * max(bits), "the file is truncated")
-
-    orientation = page.one(274, 1)
-    return replace(header, grey=photometric in (0, 1), orientation=orientation if 1 <= orientation <= 8 else 1)
-
-
-def _patch_tiff(content, page):
-    # The decoder would multiply the colours with alpha unless they are declared to be so already ...
-    _patch(content, page, 338, 1)
-    # ... and some versions of it turn the image and some do not.
-    _patch(content, page, 274, 1)
-
-
-def _patch(content, page, tag, value):
-    if tag in page.places:
-        kind, number, place = page.places[tag]
-        for i in range(min(number, 4)):
-            struct.pack_into(page.order + kind, content, place + i * struct.calcsize("=" + kind), value)
-
-
-# BMP
-
-
-def _bmp(content):
-    _, offset, size = struct.unpack_from("<L4xLL", content, 2)
-    _require(size != 12, "a BMP of OS/2; convert it to PNG")
-    _require(size in (40, 52, 56, 64, 108, 124), "the file is damaged (no BMP header)")
-    width, height, planes, bits, compression = struct.unpack_from("<llHHL", content, 18)
-    _require(width > 0, f"the image has no pixels ({width} x {abs(height)})")
-    kinds = {0: (1, 4, 8, 16, 24, 32), 1: (8,), 2: (4,), 3: (16, 32)}
-    _require(planes == 1 and bits in kinds.get(compression, ()), "a BMP of an unusual kind; convert it to PNG")
-    header = _header(abs(height), width, grey=False, content=content)
-    if compression in (0, 3):
-        _require(offset + (width * bits + 31) // 32 * 4 * abs(height) <= len(content), "the file is truncated")
-    return header
+    ends = [offset + length for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True)]
+    _require(lengths.min() > 0 and max(ends) <= len(content), "the file is truncated")
+    if compression == 1 and photometric != 6:
+        _require(sum(lengths.tolist()) * 8 >= height * width * channels * max(bits), "the file is truncated")
+    grey = {0: True, 1: True, 3: None}.get(photometric, False)
+    return Header(height, width, grey, content, _known(value(274, 1)))
 
 
 # PGM and PPM
 
 
 def _pnm(content):
-    kind = content[1:2]
-    fields, at = [], 2
-    while len(fields) < 3:
-        match = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})(?=[\s#])").match(content, at)
-        _require(match, "the file is truncated or its PGM/PPM header is damaged")
-        fields.append(int(match[1]))
-        at = match.end()
-    width, height, largest = fields
-    channels = 3 if kind in b"36" else 1
-    header = _header(height, width, grey=channels == 1, content=content)
+    field = rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})(?=[\s#])"
+    match = re.match(rb"P[2356]" + 3 * field, content)
+    _require(match, "the file is truncated or its PGM/PPM header is damaged")
+    width, height, largest = map(int, match.groups())
+    _check_size(width, height)
     _require(0 < largest < 65536, "the file is damaged (largest value not in 1 to 65535)")
-    number = width * height * channels
-    if kind in b"56":
+    grey = content[1:2] in b"25"
+    shape = (height, width) if grey else (height, width, 3)
+    number = np.prod(shape, dtype=int)
+    if content[1:2] in b"56":
         dtype = np.dtype("u1" if largest < 256 else ">u2")
-        _require(at + 1 + number * dtype.itemsize <= len(content), "the file is truncated")
-        values = np.frombuffer(content, dtype, number, at + 1)
+        _require(match.end() + 1 + number * dtype.itemsize <= len(content), "the file is truncated")
+        values = np.frombuffer(content, dtype, number, match.end() + 1)
     else:
         _require(number <= _MAX_WORDS, "too large for a PGM/PPM file in text form; convert it to PNG")
-        words = re.sub(rb"#[^\r\n]*", b"", content[at:]).split(maxsplit=number)[:number]
+        words = re.sub(rb"#[^\r\n]*", b"", content[match.end() :]).split(maxsplit=number)[:number]
         _require(len(words) == number, "the file is truncated")
         _require(all(w.isdigit() and len(w) < 6 for w in words), "the file is damaged (not a number)")
         values = np.array(words).astype(np.int64)
     _require(values.max() <= largest, "the file is damaged (a value is larger than the largest one declared)")
-    shape = (height, width, 3) if channels == 3 else (height, width)
-    return Header(height, width, header.grey, content, array=(values / largest).reshape(shape))
-
-
-# WebP
-
-
-def _webp(content):
-    end = 8 + struct.unpack_from("<L", content, 4)[0]
-    _require(end <= len(content), "the file is truncated")
-    at, size, canvas, orientation = 12, None, None, 1
-    while at + 8 <= end:
-        kind, length = struct.unpack_from("<4sL", content, at)
-        data = content[at + 8 : at + 8 + length]
-        _require(at + 8 + length <= end, "the file is truncated")
-        if kind == b"VP8X":
-            _require(not data[0] & 2, "an animation; save the picture to use as a file of its own")
-            canvas = tuple(1 + int.from_bytes(data[i : i + 3].ljust(3, b"\0"), "little") for i in (7, 4))
-        elif kind == b"VP8 " and size is None:
-            _require(data[3:6] == b"\x9d\x01\x2a", "the file is damaged (no VP8 header)")
-            size = tuple(v & 0x3FFF for v in struct.unpack_from("<HH", data, 6)[::-1])
-        elif kind == b"VP8L" and size is None:
-            signature, packed = struct.unpack_from("<BL", data)
-            _require(signature == 0x2F, "the file is damaged (no VP8L header)")
-            size = ((packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1)
-        elif kind == b"EXIF":
-            orientation = _exif_orientation(data.removeprefix(b"Exif\0\0"))
-        at += 8 + length + length % 2
-    _require(size is not None, "the file is truncated")
-    _require(canvas in (None, size), "the file is damaged (two sizes)")
-    return _header(*size, grey=False, content=content, orientation=orientation)
+    return Header(height, width, grey, content, array=(values / largest).reshape(shape))
 
 
 _FORMATS = (
-    (rb"\x89PNG\r\n\x1a\n", _png),
-    (rb"\xff\xd8", _jpeg),
+    (rb"\x89PNG\r\n\x1a\n|\xff\xd8|BM|RIFF....WEBP", _pillow),
     (rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]", _tiff),
-    (rb"BM", _bmp),
     (rb"P[2356][\s#]", _pnm),
-    (rb"RIFF....WEBP", _webp),
 )
 _OTHERS = (
     (rb"GIF8", "GIF"),

@@ -38,8 +38,9 @@ def read_image(path):
     """Read an image file: PNG, JPEG, TIFF, BMP, PGM, PPM or WebP, told apart by content.
 
     Alpha is dropped, palettes are expanded and the orientation noted in EXIF
-    is applied. Integers are divided by the largest value of their type (of the
-    file in PGM and PPM); floating-point numbers are taken as they are.
+    (or in XMP, where Pillow finds it there) is applied. Integers are divided
+    by the largest value of their type (of the file in PGM and PPM);
+    floating-point numbers are taken as they are.
 
     Parameters
     ----------
@@ -95,13 +96,16 @@ def _decode(content):
                 array = cv2.imdecode(np.frombuffer(header.content, np.uint8), flags)
             except cv2.error:
                 array = None
-        if array is None or array.shape[:2] != (header.height, header.width) or _damaged(complaints[0]):
+        # A picture in colour of which the decoder makes a grey one is of a kind that it does not know.
+        wrong = array is None or array.shape[:2] != (header.height, header.width)
+        if wrong or (array.ndim == 2 and header.grey is False) or _damaged(complaints[0]):
             raise HeaderError("the image in it is damaged or of a kind that is not read")
         if array.ndim == 3:
             array = array[:, :, 0] if header.grey or array.shape[2] < 3 else array[:, :, 2::-1]
         if np.issubdtype(array.dtype, np.integer):
             array = array / np.iinfo(array.dtype).max
-        array = array.astype(np.float64, copy=False)
+        with np.errstate(invalid="ignore"):  # a NaN is refused below
+            array = array.astype(np.float64, copy=False)
         if not np.isfinite(array).all():
             raise HeaderError("holds values that are not finite")
         low, high = array.min(), array.max()

@@ -1,15 +1,19 @@
 """Networks that the authors' program has saved: whole pickled modules, read without running any of it.
 
 Such a file is a pickle that names classes and functions to be called. Here
-each name is looked up in a short list and stands for a plain container of
-ours; a name that is not in the list ends the reading. What comes out are the
-tensors alone.
+each class stands for a plain container of ours; a name that is not known ends
+the reading. What comes out are the tensors alone.
+
+``torch.load(weights_only=True)``, told of these containers, reads the files of
+torch 1.6 and later. The stream of earlier versions, of torch 1.0 that the
+authors used, it refuses with "Only persistent_load of storage is allowed":
+each class stands there together with its source, as a reference of the kind
+"module". So that stream has a small reader here.
 """
 
 import collections
 import io
 import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -55,14 +59,7 @@ def _parameter(data, *_):
     return data
 
 
-_NAMES = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("__builtin__", "set"): set,
-    ("builtins", "set"): set,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch.nn.parameter", "Parameter"): _parameter,
+_CLASSES = {
     ("torch.nn.modules.container", "Sequential"): _Saved,
     ("torch.nn.modules.conv", "Conv2d"): _Conv,
     ("torch.nn.modules.batchnorm", "BatchNorm2d"): _Norm,
@@ -76,12 +73,22 @@ _NAMES = {
     ("torch.nn.modules.upsampling", "Upsample"): _Saved,
     ("networks.common", "Concat"): _Saved,
     ("networks.non_local_dot_product", "NONLocalBlock2D"): _NonLocal,
+}
+_NAMES = {
+    **_CLASSES,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("__builtin__", "set"): set,
+    ("builtins", "set"): set,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.nn.parameter", "Parameter"): _parameter,
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that knows the names above and no others; ``storage`` gives the tensor of a storage's key."""
+    """Of the stream: knows the names above and no others; ``storage`` gives the tensor of a storage's key."""
 
     def __init__(self, file, storage):
         super().__init__(file, encoding="utf-8")
@@ -98,7 +105,7 @@ class _Unpickler(pickle.Unpickler):
         if not isinstance(pid, tuple) or not pid:
             raise pickle.UnpicklingError("it holds a reference of an unknown kind")
         if pid[0] == "module" and len(pid) > 1:
-            return pid[1]  # torch 1.0 saved the source of each class beside it
+            return pid[1]  # the class; its file and its source follow
         if pid[0] != "storage" or len(pid) < 5 or not isinstance(pid[1], torch.dtype):
             raise pickle.UnpicklingError("it holds a reference of an unknown kind")
         return self.storage(pid[1], str(pid[2]), int(pid[4]))
@@ -141,19 +148,13 @@ def read_legacy(path):
 
 def _read_zip(content):
     """A module as torch 1.6 and later save it."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        entries = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
-        if sum(entry.file_size for entry in entries.values()) > LARGEST:
-            raise pickle.UnpicklingError("it unpacks to more than any network of this method")
-        storages = {}
-
-        def storage(dtype, key, numel):
-            if key not in storages:
-                data = archive.read(entries[f"data/{key}"])
-                storages[key] = torch.frombuffer(bytearray(data), dtype=dtype, count=numel)
-            return storages[key]
-
-        return _Unpickler(io.BytesIO(archive.read(entries["data.pkl"])), storage).load()
+    classes = [(stand_in, f"{module}.{name}") for (module, name), stand_in in _CLASSES.items()]
+    try:
+        with torch.serialization.safe_globals(classes):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own words take many lines and advise to read the file with less care.
+        raise pickle.UnpicklingError("it is damaged or names something that is no part of one") from error
 
 
 def _read_stream(content):
@@ -181,19 +182,21 @@ def _read_stream(content):
     return module
 
 
-def _leaves(module, depth=0):
+def _leaves(module, seen=None):
     """Convolutions, normalisations, linear layers and non-local blocks, in the order they are run in."""
+    seen = set() if seen is None else seen
     if isinstance(module, _Conv | _Norm | _Linear | _NonLocal):
         yield module
-    elif isinstance(module, _Saved) and depth < 50:
+    elif isinstance(module, _Saved) and id(module) not in seen:
+        seen.add(id(module))  # a module that holds itself would never end
         for child in getattr(module, "_modules", {}).values():
-            yield from _leaves(child, depth + 1)
+            yield from _leaves(child, seen)
 
 
 def _parameters(leaf, kind):
     if not isinstance(leaf, kind):
         raise pickle.UnpicklingError("its layers are in another order")
-    return {name: leaf._parameters[name].clone() for name in ("weight", "bias")}
+    return {name: leaf._parameters[name].detach() for name in ("weight", "bias")}
 
 
 def _kernel_state(leaves):

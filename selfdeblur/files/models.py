@@ -1,19 +1,19 @@
 """Images and kernels from the networks that an earlier run has left."""
 
 import math
-import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from networks import KernelGenerator, SkipGenerator
-from selfdeblur.api import check_image
-from selfdeblur.colour import with_luminance
 from selfdeblur.errors import UserError
-from selfdeblur.files.images import read_image, write_image
 from selfdeblur.files.legacy import read_legacy
-from selfdeblur.runs.results import read_json, read_torch
-from selfdeblur.solver import Z_CHANNELS, centre, draw_z_k, draw_z_x
+from selfdeblur.files.names import RECORD
+from selfdeblur.files.records import read_json
+from selfdeblur.files.tensors import read_torch
+from selfdeblur.forward import centre
+from selfdeblur.solver import Z_CHANNELS, draw_z_k, draw_z_x
 
 # A damaged file may claim any size.
 MOST_SCALES, MOST_CHANNELS = 8, 512
@@ -35,7 +35,7 @@ class KernelModel:
 
     @property
     @torch.no_grad()
-    def kernel(self):
+    def kernel(self) -> np.ndarray:
         return self._net(draw_z_k(seed=self._seed))[0, 0].numpy()
 
 
@@ -61,7 +61,7 @@ class ImageModel:
 
     @property
     @torch.no_grad()
-    def image(self):
+    def image(self) -> np.ndarray:
         if self.image_size is None or self.kernel_size is None:
             raise UserError(f"{self._path}: the sizes of image and kernel are not known; give both to load_model")
         z_x = draw_z_x(self.image_size, self.kernel_size, seed=self._seed) if self._guide is None else self._guide
@@ -71,7 +71,13 @@ class ImageModel:
         return centre(x, self.kernel_size)[0, 0].numpy()
 
 
-def load_model(path, *, image_size=None, kernel_size=None, seed=None):
+def load_model(
+    path: str | Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    kernel_size: tuple[int, int] | None = None,
+    seed: int | None = None,
+) -> ImageModel | KernelModel:
     """Read a network that a run of this program or of the authors' has left; nothing in the file is executed.
 
     Parameters
@@ -103,7 +109,7 @@ def load_model(path, *, image_size=None, kernel_size=None, seed=None):
         state = read_legacy(path)
     if not isinstance(state, dict) or not all(_is_held(value) for value in state.values()):
         raise UserError(f"{path}: not the state of a network")
-    record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + ".json")) or {}
+    record = read_json(path.with_name(path.stem.rsplit("_", 1)[0] + RECORD)) or {}
     kernel_size = kernel_size or record.get("kernel_size")
     image_size = image_size or record.get("image_size")
     seed = record.get("settings", {}).get("seed", 0) if seed is None else seed
@@ -113,55 +119,6 @@ def load_model(path, *, image_size=None, kernel_size=None, seed=None):
     if kernel_size is None:
         kernel_size = (math.isqrt(last.numel()),) * 2
     return KernelModel(path, state, tuple(kernel_size), seed)
-
-
-def reproduce_files(paths, folder, *, kernel_size):
-    """Render the image and the kernel of each blurry image from the models in ``folder``.
-
-    Parameters
-    ----------
-    paths : list of Path
-        Blurry images; they give the names, the sizes and the chroma.
-    folder : Path
-        Holds ``NAME_xnet.pth`` and ``NAME_knet.pth``, and gets ``NAME_x.png`` and ``NAME_k.png``.
-    kernel_size : callable
-        Gives (h, w) for a name, where neither the record nor the kernel's model tells.
-
-    Returns
-    -------
-    int
-        Exit status: 2 where an image had no model or one that is not usable, else 0.
-    """
-    status = 0
-    for path in paths:
-        try:
-            written = _reproduce_file(path, Path(folder), kernel_size)
-            print(f"{path.stem}: wrote {', '.join(p.name for p in written)}")
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = 2
-    return status
-
-
-def _reproduce_file(path, folder, kernel_size):
-    name = path.stem
-    image_file, kernel_file = folder / f"{name}_xnet.pth", folder / f"{name}_knet.pth"
-    if not image_file.exists() and not kernel_file.exists():
-        raise UserError(f"{image_file}: no such model; {folder} has none for {name}")
-    written, size = [], None
-    if kernel_file.exists():
-        model = load_model(kernel_file)
-        size = model.kernel_size
-        kernel = model.kernel
-        written.append(folder / f"{name}_k.png")
-        write_image(written[-1], kernel / kernel.max())
-    if image_file.exists():
-        y = check_image(read_image(path))
-        recorded = (read_json(folder / f"{name}.json") or {}).get("kernel_size")
-        model = load_model(image_file, image_size=y.shape[:2], kernel_size=size or recorded or kernel_size(name))
-        written.append(folder / f"{name}_x.png")
-        write_image(written[-1], with_luminance(y, model.image))
-    return written
 
 
 def _is_held(value):

@@ -5,17 +5,25 @@ from pathlib import Path
 
 import torch
 
-from selfdeblur.api import check_kernel_size, choose_device
-from selfdeblur.classical.kernels import read_kernel
+from selfdeblur.api import choose_device
+from selfdeblur.arguments import Parser, guarded
+from selfdeblur.checks import check_kernel_size
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import find_images
-from selfdeblur.files.models import reproduce_files
-from selfdeblur.precision import PRECISIONS
-from selfdeblur.runs.arguments import Parser, guarded
+from selfdeblur.files.kernels import read_kernel
 from selfdeblur.runs.memory import keep_freed_memory
+from selfdeblur.runs.reproduce import reproduce_files
 from selfdeblur.runs.results import ResultFolder
 from selfdeblur.runs.runner import Job, deblur_files
-from selfdeblur.settings import NOISE_FROM, PRESETS, make_settings
+from selfdeblur.settings import (
+    NOISE_FROM,
+    NONBLIND,
+    PRECISIONS,
+    PRESETS,
+    TV_WEIGHT_OF_NOISE,
+    check_known_kernel,
+    make_settings,
+)
 
 
 def benchmark_main(benchmark, argv=None):
@@ -66,16 +74,14 @@ def _benchmark_main(benchmark, argv):
 def _jobs(args, benchmark, paths, device):
     changes = {name: getattr(args, name) for name in ("mse_steps", "tv_weight") if getattr(args, name) is not None}
     if args.noise_sigma is not None:
-        # The paper's rule for noisy images, lambda = 0.1 sigma.
-        changes.setdefault("tv_weight", 0.1 * args.noise_sigma)
-    preset = args.preset or ("nonblind" if args.kernel else "release")
+        changes.setdefault("tv_weight", TV_WEIGHT_OF_NOISE * args.noise_sigma)
+    preset = args.preset or (NONBLIND if args.kernel else "release")
     if preset == "release":
         changes.setdefault("mse_steps", benchmark.mse_steps)
     changes |= {"precision": args.precision, "low_memory": args.low_memory}
     changes["noise_from"] = args.noise_from or device.type
     settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, **changes)
-    if (args.kernel is None) == (preset == "nonblind"):
-        raise UserError("--kernel and --preset nonblind go together")
+    check_known_kernel(preset, args.kernel is not None, kernel="--kernel")
     kernel = read_kernel(args.kernel) if args.kernel else None
     given = check_kernel_size(args.kernel_size) if args.kernel_size else None
     if kernel is not None and given not in (None, kernel.shape):
@@ -97,13 +103,13 @@ def _parser(benchmark):
     add("--data_path", type=Path, default=benchmark.blurry, help="folder of blurry images")
     add("--save_path", type=Path, default=benchmark.results, help="folder of results")
     add("--images", metavar="PATTERN", default="*", help="only images whose name matches, say 'im1_*'")
-    add("--preset", choices=PRESETS, help="see below; by default release, or nonblind with --kernel")
+    add("--preset", choices=PRESETS, help=f"see below; by default release, or {NONBLIND} with --kernel")
     add("--num_iter", type=_whole, help="steps of the optimiser; by default those of the preset")
     add("--kernel_size", type=int, nargs="+", metavar="N", help="height and width, or one number for both; odd")
     add("--kernel", type=Path, metavar="FILE", help="known kernel (image or .npy), in correlation sense")
     add("--mse_steps", type=_whole, help="steps with the mean squared error before 1 - SSIM")
     add("--tv_weight", type=float, help="weight of the total variation")
-    add("--noise_sigma", type=float, help="noise level in 0 to 1; sets --tv_weight to 0.1 times it")
+    add("--noise_sigma", type=float, help=f"noise level in 0 to 1; sets --tv_weight to {TV_WEIGHT_OF_NOISE} times it")
     add("--seed", type=_whole, default=0, help="seed of all random numbers")
     add("--device", default="auto", help="cuda, cuda:1, cpu; auto takes CUDA where there is one")
     add("--threads", type=_whole, help="CPU threads; by default all cores")

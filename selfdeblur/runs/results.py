@@ -10,18 +10,17 @@ share, ``failures.csv`` the images that could not be done.
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
-import warnings
 from pathlib import Path
 
-import torch
-
 from selfdeblur.errors import UserError
-from selfdeblur.files.atomic import write_bytes, write_text
+from selfdeblur.files import names
+from selfdeblur.files.atomic import write_text
 from selfdeblur.files.images import write_image
+from selfdeblur.files.records import read_json
+from selfdeblur.files.tensors import read_torch, write_torch
 
 try:
     import fcntl
@@ -52,9 +51,10 @@ class ResultFolder:
 
     def __init__(self, path, shared, *, images, overwrite=False):
         self.path, self.overwrite = Path(path), overwrite
-        self._config = self.path / "config.json", json.dumps({"settings": shared}, indent=2) + "\n"
+        self._config = self.path / names.CONFIG, json.dumps({"settings": shared}, indent=2) + "\n"
         earlier = read_json(self._config[0])
-        kept = {p.stem for p in self.path.glob("*.json")} - {"config"} - (set(images) if overwrite else set())
+        recorded = {path.stem for path in self.path.glob(f"*{names.RECORD}") if path.name != names.CONFIG}
+        kept = recorded - set(images) if overwrite else recorded
         if earlier is not None and earlier.get("settings") != shared and kept:
             raise UserError(
                 f"{self.path}: holds results of other settings ({_differences(earlier.get('settings'), shared)}); "
@@ -101,7 +101,7 @@ class ResultFolder:
         UserError
             If it was made from another image or with other settings.
         """
-        record = read_json(self.file(name, ".json"))
+        record = read_json(self.file(name, names.RECORD))
         if record is None or self.overwrite:
             return False
         if record.get("identity") != identity:
@@ -111,27 +111,30 @@ class ResultFolder:
             )
         return record.get("finished") is True
 
-    def save(self, name, record, run, image, kernel):
-        """Write the image, the kernel, the networks, the history and, last, the record of image ``name``."""
+    def save(self, name, record, run, output, image, kernel):
+        """Write the image, the kernel, the networks, the history and, last, the record of image ``name``.
+
+        ``output`` is that of the run, ``image`` and ``kernel`` are what `selfdeblur.api.to_arrays` makes of it.
+        """
         if not self._config[0].exists():
             write_text(*self._config)
-        write_image(self.file(name, "_x.png"), image)
-        write_image(self.file(name, "_k.png"), kernel / kernel.max())
-        write_torch(self.file(name, "_xnet.pth"), run.image_state())
+        write_image(self.file(name, names.IMAGE), image)
+        write_image(self.file(name, names.KERNEL), kernel / kernel.max())
+        write_torch(self.file(name, names.IMAGE_NETWORK), run.image_state(output))
         if run.kernel is None:
-            write_torch(self.file(name, "_knet.pth"), run.G_k.state_dict())
+            write_torch(self.file(name, names.KERNEL_NETWORK), run.kernel_state())
         history = io.StringIO()
         writer = csv.writer(history, lineterminator="\n")
         writer.writerow(["step", "objective", "loss"])
         for step, loss in enumerate(run.losses[: run.steps_done].tolist()):
             writer.writerow([step + 1, run.data_term(step), repr(loss)])
-        write_text(self.file(name, "_history.csv"), history.getvalue())
-        write_text(self.file(name, ".json"), json.dumps(record, indent=2) + "\n")
+        write_text(self.file(name, names.HISTORY), history.getvalue())
+        write_text(self.file(name, names.RECORD), json.dumps(record, indent=2) + "\n")
 
     def save_checkpoint(self, name, identity, seconds, run):
         """Write all that is needed to go on with image ``name``."""
         state = {"identity": identity, "seconds": seconds, "run": run.state_dict()}
-        write_torch(self.file(name, "_checkpoint.pth"), state)
+        write_torch(self.file(name, names.CHECKPOINT), state)
 
     def load_checkpoint(self, name, identity, run):
         """Put ``run`` where the checkpoint of image ``name`` left it; returns the seconds it had taken.
@@ -143,7 +146,7 @@ class ResultFolder:
         UserError
             If the checkpoint is damaged or belongs to other settings.
         """
-        path = self.file(name, "_checkpoint.pth")
+        path = self.file(name, names.CHECKPOINT)
         if self.overwrite or not path.exists():
             return 0.0
         state = read_torch(path)
@@ -160,11 +163,11 @@ class ResultFolder:
         return state["seconds"]
 
     def remove_checkpoint(self, name):
-        self.file(name, "_checkpoint.pth").unlink(missing_ok=True)
+        self.file(name, names.CHECKPOINT).unlink(missing_ok=True)
 
     def record_failures(self, failures):
         """Write ``failures.csv`` with a row (image, reason) for each, or remove it where there are none."""
-        path = self.path / "failures.csv"
+        path = self.path / names.FAILURES
         if not failures:
             path.unlink(missing_ok=True)
             return
@@ -175,66 +178,16 @@ class ResultFolder:
         write_text(path, rows.getvalue())
 
 
-def file_hash(path):
-    """SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def read_json(path):
-    """The dictionary in a JSON file, or None where there is no such file.
-
-    Raises
-    ------
-    UserError
-        If the file holds anything else.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file; remove it ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object; remove it")
-    return content
-
-
-def write_torch(path, content):
-    """Write tensors, and dictionaries and lists of them, with `torch.save`."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(path, buffer.getbuffer())
-
-
-def read_torch(path):
-    """Read a file of `write_torch`; nothing in it is executed.
-
-    Raises
-    ------
-    UserError
-        If the file is missing, damaged, or holds more than tensors and plain values.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except Exception as error:
-        # A damaged file can break off the reading in any way.
-        raise UserError(f"{path}: damaged, or not a file of plain tensors; remove it") from error
-
-
-def _differences(found, wanted):
+def _differences(found, expected):
     """What differs between two dictionaries, as 'name 1 there, 2 now'."""
     found = found if isinstance(found, dict) else {}
     parts = []
-    for key in wanted:
-        if isinstance(wanted[key], dict) and isinstance(found.get(key), dict):
-            if inner := _differences(found[key], wanted[key]):
+    for key in expected:
+        if isinstance(expected[key], dict) and isinstance(found.get(key), dict):
+            if inner := _differences(found[key], expected[key]):
                 parts.append(inner)
-        elif found.get(key) != wanted[key]:
-            parts.append(f"{key} {_short(found.get(key))} there, {_short(wanted[key])} now")
+        elif found.get(key) != expected[key]:
+            parts.append(f"{key} {_short(found.get(key))} there, {_short(expected[key])} now")
     return ", ".join(parts)
 
 

@@ -14,11 +14,12 @@ import torch
 from tqdm import tqdm
 
 from selfdeblur import __version__
-from selfdeblur.api import check_image, finish, start
+from selfdeblur.api import start, to_arrays
+from selfdeblur.checks import check_image
 from selfdeblur.errors import OutputError, StoppedError, UserError
 from selfdeblur.files.images import read_image
-from selfdeblur.graphs import CHECK_EVERY, FixedStep, out_of_memory, wanted
-from selfdeblur.runs.results import file_hash
+from selfdeblur.files.records import file_hash
+from selfdeblur.graphs import CHECK_EVERY, FixedStep, on_fixed_buffers, out_of_memory
 from selfdeblur.settings import Settings
 
 try:
@@ -26,13 +27,18 @@ try:
 except ImportError:  # not on Windows
     resource = None
 
-# About one a minute, and on a slow disk so seldom that writing them takes less than 2 % of the time.
+# Seconds between checkpoints, and the most of all time that writing them may take: on a slow disk they are rarer.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 60, 0.02
-RESTARTS = 3
+
+# How often a run whose loss is NaN goes back to its checkpoint before it counts as failed.
+MOST_RESTARTS = 3
+
 # GPU memory of one run: for each pixel of the deblurred image with its border, for each weight of the kernel generator,
 # and for what the libraries keep. Live tensors take 5.3 kB a pixel; the rest is for work space, gaps, and what first
 # steps leave to the recording. On an H200 in float32 it comes to 12 kB a pixel at 680 x 1024, 13 with all at 255 x 255.
 PIXEL_BYTES, WEIGHT_BYTES, RUN_BYTES = 11700, 16, 256 << 20
+
+# Share of a GPU's free memory that runs are planned into.
 GPU_SHARE = 0.9
 
 
@@ -63,7 +69,7 @@ class Job:
         }
 
 
-def batch_size(jobs, device):
+def images_at_once(jobs, device):
     """How many of the jobs to do at once: one on the CPU, on a GPU as many as its free memory bears.
 
     That is so many that the greatest ones fit into nine tenths of it, with
@@ -108,7 +114,7 @@ def deblur_files(jobs, folder, *, device, save_frequency=0, checkpoint_every=0, 
     checkpoint_every : int
         Steps between checkpoints; 0 for one about every minute.
     batch : int
-        Images done at once; 0 for what `batch_size` says.
+        Images done at once; 0 for what `images_at_once` says.
 
     Returns
     -------
@@ -125,19 +131,19 @@ def deblur_files(jobs, folder, *, device, save_frequency=0, checkpoint_every=0, 
         If a file cannot be written.
     """
     with _Signals() as signals:
-        batch = _Batch(jobs, folder, device, save_frequency, checkpoint_every, signals, limit=batch)
-        batch.do()
-    folder.record_failures(batch.failures)
-    return batch.counts, batch.failures
+        queue = _Queue(jobs, folder, device, save_frequency, checkpoint_every, signals, limit=batch)
+        queue.do()
+    folder.record_failures(queue.failures)
+    return queue.counts, queue.failures
 
 
-class _Batch:
+class _Queue:
     """Jobs of which at most ``limit`` are in work at once; where one ends, the next one takes its place."""
 
     def __init__(self, jobs, folder, device, save_frequency, checkpoint_every, signals, *, limit):
         self.folder, self.device, self.signals = folder, device, signals
         self.save_frequency, self.checkpoint_every = save_frequency, checkpoint_every
-        self.limit = limit or batch_size(jobs, device)
+        self.limit = limit or images_at_once(jobs, device)
         self.waiting = deque((job, device) for job in jobs)
         self.works, self.clock = [], _Clock()
         self.interval = CHECKPOINT_SECONDS
@@ -237,8 +243,9 @@ class _Batch:
 class _Work:
     """The run of one job, from its checkpoint, if there is one, to its files."""
 
-    def __init__(self, job, device, batch):
-        self.job, self.device, self.batch, self.folder = job, device, batch, batch.folder
+    def __init__(self, job, device, queue):
+        self.job, self.device = job, device
+        self.queue, self.folder = queue, queue.folder
         self.run = self.fixed = self.bar = None
         self.held = contextlib.ExitStack()
 
@@ -254,7 +261,7 @@ class _Work:
             return "finished before"
         self.restarts = 0
         self.start()
-        if not self.batch.bar:
+        if not self.queue.bar:
             done, total = self.run.steps_done, job.settings.num_iter
             self.bar = tqdm(total=total, initial=done, desc=job.name, unit="step", disable=None)
         return self.result_if_done()
@@ -270,28 +277,28 @@ class _Work:
             raise UserError(f"{job.path}: {error}") from error
         self.seconds_before = self.folder.load_checkpoint(job.name, self.identity, run)
         self.run = run
-        self.fixed = FixedStep(run) if wanted(run) else None
-        self.begun, self.written = self.batch.clock.read(), time.monotonic()
+        self.fixed = FixedStep(run.fit) if on_fixed_buffers(run) else None
+        self.begun, self.written = self.queue.clock.read(), time.monotonic()
         self.checked = run.steps_done
 
     def step(self):
         """One step; returns "deblurred" after the last one."""
-        run, batch, num_iter = self.run, self.batch, self.job.settings.num_iter
+        run, queue, num_iter = self.run, self.queue, self.job.settings.num_iter
         if self.fixed:
-            with batch.signals.raised():
+            with queue.signals.raised():
                 pass
             self.fixed.step()
         else:
-            with batch.signals.raised():
+            with queue.signals.raised():
                 run.gradient()
             if not torch.isfinite(run.losses[run.steps_done]):
                 self.restart(run.steps_done)
                 return None
             run.update()
         done = run.steps_done
-        saving = batch.save_frequency and done % batch.save_frequency == 0 and done < num_iter and run.whole
-        late = time.monotonic() - self.written > batch.interval
-        writing = done % batch.checkpoint_every == 0 if batch.checkpoint_every else late
+        saving = queue.save_frequency and done % queue.save_frequency == 0 and done < num_iter and run.fits_all_of_y
+        late = time.monotonic() - self.written > queue.interval
+        writing = done % queue.checkpoint_every == 0 if queue.checkpoint_every else late
         if self.fixed and (saving or writing or done % CHECK_EVERY == 0 or done == num_iter):
             wrong = self.fixed.first_not_finite(self.checked)
             if wrong is not None:
@@ -327,9 +334,9 @@ class _Work:
 
         ``step``, counted from 0, is the one whose loss is none.
         """
-        if self.restarts == RESTARTS:
+        if self.restarts == MOST_RESTARTS:
             raise UserError(
-                f"{self.job.path}: the loss is not a number at step {step + 1}, {RESTARTS} restarts did not help"
+                f"{self.job.path}: the loss is not a number at step {step + 1}, {MOST_RESTARTS} restarts did not help"
             )
         self.restarts += 1
         slowed = self.run.slowed
@@ -350,8 +357,8 @@ class _Work:
             begun = time.monotonic()
             self.folder.save_checkpoint(self.job.name, self.identity, self.seconds(), self.run)
             self.written = time.monotonic()
-            cost = len(self.batch.works) * (self.written - begun)
-            self.batch.interval = max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE)
+            cost = len(self.queue.works) * (self.written - begun)
+            self.queue.interval = max(CHECKPOINT_SECONDS, cost / CHECKPOINT_SHARE)
 
     def set_aside(self):
         """Keep what was done, where there is memory enough for that."""
@@ -378,12 +385,13 @@ class _Work:
         self.held.close()
 
     def seconds(self):
-        return self.seconds_before + self.batch.clock.read() - self.begun
+        return self.seconds_before + self.queue.clock.read() - self.begun
 
     def save(self):
         """Write the result so far; returns its record."""
         run, job = self.run, self.job
-        image, kernel = finish(run, self.y)
+        output = run.output()
+        image, kernel = to_arrays(output, self.y)
         finished = run.steps_done == job.settings.num_iter
         record = {
             "image": job.name,
@@ -396,16 +404,16 @@ class _Work:
             "loss": run.losses[run.steps_done - 1].item(),
             "seconds": round(self.seconds(), 2),
             "peak_mb": _peak_memory(),
-            "batch": self.batch.limit,
+            "batch": self.queue.limit,
             "restarts": self.restarts,
-            "quality": run.quality() if finished else None,
+            "quality": run.quality(output) if finished else None,
             "device": _describe(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "version": __version__,
             "identity": self.identity,
         }
-        self.folder.save(job.name, record, run, image, kernel)
+        self.folder.save(job.name, record, run, output, image, kernel)
         return record
 
 

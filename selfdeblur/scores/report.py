@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import os
-import re
 import tempfile
 from datetime import date
 from pathlib import Path
@@ -23,7 +22,8 @@ import numpy as np
 from selfdeblur.errors import UserError
 from selfdeblur.files.atomic import write_text
 from selfdeblur.files.images import SUFFIXES, read_image
-from selfdeblur.runs.results import file_hash
+from selfdeblur.files.names import CHECKPOINT, CONFIG, FAILURES, HISTORY, RECORD, natural
+from selfdeblur.files.records import file_hash
 from selfdeblur.scores import metrics, scoring
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -33,7 +33,6 @@ ERROR_LEVELS = 32
 # Noise-like maps are the pictures that compress worst, and are shown smaller than the others.
 ERROR_SIDE = 400
 
-CHECKPOINT = "_checkpoint.pth"
 THUMBNAIL = 144
 JPEG_QUALITY = 88
 CURVE_POINTS = 400
@@ -222,7 +221,7 @@ class _Page:
         record = self.records.get(name) or {}
         settings = record.get("settings") if isinstance(record.get("settings"), dict) else {}
         shown = {"pictures": {}, "settings": settings, "name": name, "quality": None, "flagged": False}
-        shown |= _standing(row, record, self.folder / f"{name}.json")
+        shown |= _standing(row, record, self.folder / f"{name}{RECORD}")
         shown["problem"] = row["note"] or self.failures.get(name)
         if row["psnr"] is not None and not math.isfinite(row["psnr"]):
             shown["problem"] = "equal to the true image: its PSNR is infinite"
@@ -236,7 +235,7 @@ class _Page:
         shown["run"] = _run_facts(row, record)
         if isinstance(record.get("quality"), dict) and record["quality"]:
             shown["quality"], shown["flagged"] = record["quality"], _flagged(record["quality"])
-        shown["history"] = _history(self.folder / f"{name}_history.csv")
+        shown["history"] = _history(self.folder / f"{name}{HISTORY}")
         try:
             self._add_pictures(shown, row, record)
         except UserError as error:
@@ -490,8 +489,8 @@ def _objective(name):
 def _records(folder):
     """The records of runs in a folder by NAME; one that cannot be read is an empty dict."""
     records = {}
-    for path in sorted(folder.glob("*.json")):
-        if path.name == "config.json":
+    for path in sorted(folder.glob(f"*{RECORD}")):
+        if path.name == CONFIG:
             continue
         record = _load(path)
         if isinstance(record, dict) and not {"image", "blurry", "settings", "finished"} & record.keys():
@@ -504,11 +503,11 @@ def _records(folder):
 
 def _failures(folder):
     """Why images could not be done, by NAME."""
-    return {line.get("image"): line.get("reason") for line in _lines(folder / "failures.csv")}
+    return {line.get("image"): line.get("reason") for line in _lines(folder / FAILURES)}
 
 
 def _folder_settings(folder):
-    config = _load(folder / "config.json")
+    config = _load(folder / CONFIG)
     if not isinstance(config, dict):
         return {}
     return config["settings"] if isinstance(config.get("settings"), dict) else config
@@ -589,12 +588,7 @@ def _expected(rows, benchmark, records, blurry):
         wanted |= {row["image"] for row in rows}
     known = {row["image"] for row in rows}
     rows = rows + [_row(benchmark, name) for name in wanted - known]
-    return sorted(rows, key=lambda row: _natural(row["image"]))
-
-
-def _natural(name):
-    """Sort key that puts im2 before im10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return sorted(rows, key=lambda row: natural(row["image"]))
 
 
 def _names(folder, benchmark):

@@ -5,7 +5,6 @@ not, so that a part of the benchmark never looks like the whole.
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,12 @@ import numpy as np
 from scipy import signal
 from tqdm import tqdm
 
+from selfdeblur.arguments import Parser, guarded
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import SUFFIXES, read_image, write_image
-from selfdeblur.runs.arguments import Parser, guarded
-from selfdeblur.runs.results import read_json
+from selfdeblur.files.names import IMAGE, KERNEL, RECORD, natural
+from selfdeblur.files.records import read_json
 from selfdeblur.scores import metrics
 from selfdeblur.scores.tables import SCORES, add_to_record, groups_of, write_csv
 
@@ -27,6 +27,9 @@ BENCHMARKS = {b.name: b for b in (LEVIN, LAI)}
 RUN = ("steps", "seconds", "peak_mb", "device", "torch", "seed", "preset")
 COLUMNS = ("image", "status", *SCORES, "shift_y", "shift_x", "on_rim", "maxshift", *RUN, "doubtful", "note")
 SUCCESS = (1.5, 2, 3)
+
+# Results may have another format than a run writes.
+IMAGE_STEM, KERNEL_STEM = Path(IMAGE).stem, Path(KERNEL).stem
 
 
 def score_image(image, truth, *, reference=None, maxshift=10):
@@ -151,7 +154,7 @@ def score_folder(
     if not found:
         what = f"result of {benchmark.name}" if benchmark else "result"
         raise UserError(f"{results}: holds no {what} (NAME_x.png or NAME.png, NAME as the blurry image is called)")
-    names = sorted({*found, *expected_names(benchmark, ground_truth)}, key=_natural)
+    names = sorted({*found, *expected_names(benchmark, ground_truth)}, key=natural)
     truths = _Truths(benchmark, ground_truth, blurry)
     rows = []
     for name in tqdm(names, unit="image", disable=None if progress else True):
@@ -162,14 +165,14 @@ def score_folder(
         if row["result"] is None:
             row["status"] = "missing"
             continue
-        row |= _run(results / f"{name}.json")
+        row |= _run(results / f"{name}{RECORD}")
         notes = [row["note"]] if row["note"] else []
         try:
             image, truth = read_image(row["result"]), truths.truth(name)
             reference = _or_note(notes, _reference, true_kernel, name, truth)
             scores, alignment = score_image(image, truth, reference=reference, maxshift=maxshift)
             row |= scores
-            row["kernel_similarity"] = _or_note(notes, _similarity, results / f"{name}_k.png", truths, name)
+            row["kernel_similarity"] = _or_note(notes, _similarity, results / f"{name}{KERNEL}", truths, name)
             row["status"] = "unfinished" if row["finished"] is False else "ok"
         except ValueError as error:
             named = isinstance(error, UserError)
@@ -190,10 +193,10 @@ def find_results(benchmark, results):
         The file of each NAME; ``NAME_x`` goes before ``NAME``.
     """
     files = [p for p in sorted(Path(results).iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()]
-    found = {p.stem[:-2]: p for p in files if p.stem.endswith("_x")}
-    beside = {f"{name}_k" for name in found}
+    found = {p.stem.removesuffix(IMAGE_STEM): p for p in files if p.stem.endswith(IMAGE_STEM)}
+    beside = {f"{name}{KERNEL_STEM}" for name in found}
     for path in files:
-        if not path.stem.endswith("_x") and path.stem not in beside:
+        if not path.stem.endswith(IMAGE_STEM) and path.stem not in beside:
             found.setdefault(path.stem, path)
     return {name: p for name, p in found.items() if benchmark is None or benchmark.stem.fullmatch(name)}
 
@@ -204,7 +207,7 @@ def expected_names(benchmark, ground_truth):
         return []
     truths = [p.stem for p in Path(ground_truth).iterdir() if p.suffix.lower() in SUFFIXES]
     names = {f"{t}_{k}{end}" for t in truths for k in benchmark.kernel_sizes for end in ("", "_img")}
-    return sorted((n for n in names if benchmark.stem.fullmatch(n)), key=_natural)
+    return sorted((n for n in names if benchmark.stem.fullmatch(n)), key=natural)
 
 
 def beside_truth(folder, benchmark, ground_truth):
@@ -272,7 +275,7 @@ def averages(rows, benchmark=None):
     if benchmark is not None:
         belongs = [groups_of(benchmark, r["image"]) for r in rows]
         sizes = {key: size for keys in belongs for key, size in keys.items()}
-        for key in sorted(sizes, key=lambda k: (k.startswith("kernel"), _natural(k))):
+        for key in sorted(sizes, key=lambda k: (k.startswith("kernel"), natural(k))):
             groups.append((key, [r for r, keys in zip(rows, belongs, strict=True) if key in keys], sizes[key]))
     return [_average(*group) for group in groups]
 
@@ -404,7 +407,9 @@ def _command(benchmark, args):
     if args.csv:
         write_csv(args.csv, rows, COLUMNS)
     if args.add_to:
-        add_to_record(args.add_to, rows, method=args.method, preset=args.preset, source=args.source, commit=_commit())
+        add_to_record(
+            args.add_to, rows, method=args.method, preset=args.preset, source=args.source, commit=commit_of_package()
+        )
     if args.each:
         # Of whatever set of images it is: nothing is missing, the results that are there are shown.
         rows = [r for r in rows if r["status"] != "missing"]
@@ -479,7 +484,7 @@ def _or_note(notes, function, *args):
 
 
 def _reference(folder, name, truth):
-    path = folder and (_image(folder, f"{name}_x") or _image(folder, name))
+    path = folder and (_image(folder, f"{name}{IMAGE_STEM}") or _image(folder, name))
     if not path:
         return None
     return _of_size(path, truth, "no error ratio")
@@ -551,16 +556,12 @@ def _image(folder, stem):
     return next((p for p in paths if p.is_file()), None)
 
 
-def _natural(name):
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
-
 def _listed(names, most=6):
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def _commit():
+def commit_of_package():
     """Short name of this package's commit, with a + if its files were changed since; None outside git."""
     folder = Path(__file__).parents[1]
     try:

@@ -19,17 +19,16 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from common import ROOT
 from fuzzing import EDITS, FUZZ, edit
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from selfdeblur.classical.kernels import read_kernel
 from selfdeblur.errors import UserError
 from selfdeblur.files.headers import MAX_PIXELS
 from selfdeblur.files.images import SUFFIXES, find_images, read_image, write_image
-
-ROOT = Path(__file__).parents[2]
+from selfdeblur.files.kernels import read_kernel
 
 
 def _smooth(height=40, width=56):
@@ -195,6 +194,11 @@ ODD = {
         2 / 255,
     ),
     "jpeg with orientation 9": (pillow(GREY, "JPEG", quality=100, exif=pillow_exif(9)), GREY / 255, 2 / 255),
+    "jpeg with a preview behind it": (
+        pillow(GREY, "MPO", quality=100, save_all=True, append_images=[Image.fromarray(255 - GREY)]),
+        GREY / 255,
+        2 / 255,
+    ),
     "tiff big endian": (tiff(RGB16, byteorder=">"), RGB16 / 65535, 0),
     "tiff of more than 4 GB in form": (tiff(RGB, bigtiff=True), RGB / 255, 0),
     "tiff float32": (tiff((GREY / 255).astype(np.float32)), (GREY / 255).astype(np.float32), 0),
@@ -260,6 +264,13 @@ ODD["png with orientation in big endian"] = (
     0,
 )
 
+_LAST = chunk(b"IEND", b"")
+ODD["png with orientation behind its data"] = (
+    png(RGB, 2).removesuffix(_LAST) + chunk(b"eXIf", exif(6)) + _LAST,
+    turned(RGB, 6) / 255,
+    0,
+)
+
 # Files that are cut off, at each part of their headers and in their data.
 WHOLE = {
     "png": png(RGB, 2),
@@ -316,8 +327,9 @@ def jpeg_segments(content):
 
 JPEG = pillow(RGB, "JPEG", quality=90)
 SOF, SOS = jpeg_segments(JPEG)[0xC0], jpeg_segments(JPEG)[0xDA]
-LARGE = pillow(_smooth(240, 256), "JPEG", quality=90)
-PROGRESSIVE = pillow(_smooth(240, 256), "JPEG", quality=90, progressive=True)
+LARGE_RGB = _smooth(240, 256)
+LARGE = pillow(LARGE_RGB, "JPEG", quality=90)
+PROGRESSIVE = pillow(LARGE_RGB, "JPEG", quality=90, progressive=True)
 LAST_SCAN = PROGRESSIVE.rindex(b"\xff\xda")
 
 
@@ -340,6 +352,7 @@ def tiff_first(content):
 
 TIFF = tiff(GREY, rowsperstrip=8)
 TIFF_ONE = tiff(GREY)
+TIFF_TURNED = tiff(GREY, extratags=[(274, "H", 1, 6, True)])
 TIFF_NEXT = tiff_first(TIFF_ONE) + 2 + 12 * struct.unpack_from("<H", TIFF_ONE, tiff_first(TIFF_ONE))[0]
 WEBP = pillow(RGB, "WEBP")
 LOSSLESS = pillow(RGB, "WEBP", lossless=True)
@@ -444,6 +457,7 @@ MALFORMED = {
     "jpeg with zeros from the middle on": edited(LARGE, len(LARGE) // 2, bytes(len(LARGE) // 2)),
     "jpeg with zeros from the middle to its end mark": edited(LARGE, len(LARGE) // 2, bytes(len(LARGE) // 2 - 2)),
     "jpeg with the middle cut out": LARGE[: len(LARGE) // 2] + LARGE[-2:],
+    "jpeg with a preview in it, cut off": pillow(LARGE_RGB, "JPEG", exif=b"Exif\0\0" + JPEG)[:-2],
     "jpeg with a scan of nothing": LARGE[: jpeg_segments(LARGE)[0xDA] + 14] + LARGE[-2:],
     "progressive jpeg with zeros to its end mark": edited(
         PROGRESSIVE, LAST_SCAN + 40, bytes(len(PROGRESSIVE) - LAST_SCAN - 42)
@@ -478,7 +492,7 @@ MALFORMED = {
     "tiff of 200 pages": tiff_pages(*[(GREY[:2, :2].copy(), 1)] * 200),
     "tiff 0 wide": tiff_tag(TIFF, 256, 0),
     "tiff 0 high": tiff_tag(TIFF, 257, 0),
-    "tiff that declares 4e9 pixels of width": tiff_tag(TIFF, 256, 2**32 - 1) if struct.calcsize("<L") == 4 else b"",
+    "tiff that declares 4e9 pixels of width": tiff_tag(TIFF, 256, 2**32 - 1),
     "tiff that declares 60000 x 60000": tiff_tag(tiff_tag(TIFF, 256, 60000), 257, 60000),
     "tiff that declares twice the height": tiff_tag(TIFF, 257, 80),
     "tiff that declares twice the width": tiff_tag(TIFF, 256, 112),
@@ -487,6 +501,15 @@ MALFORMED = {
     "tiff with a strip of 4 GB": tiff_tag(TIFF_ONE, 279, 2**32 - 1),
     "tiff with an empty strip": tiff_tag(TIFF_ONE, 279, 0),
     "tiff with 2**32 - 1 strips": tiff_tag(TIFF, 273, 8, number=2**32 - 1),
+    "tiff with an orientation of an unknown type": TIFF_TURNED.replace(
+        struct.pack("<HHL", 274, 3, 1), struct.pack("<HHL", 274, 129, 1)
+    ),
+    "tiff with an orientation beyond its end": TIFF_TURNED.replace(
+        struct.pack("<HHL", 274, 3, 1), struct.pack("<HHL", 274, 3, 2**30)
+    ),
+    "tiff with places of strips as signed bytes": tiff(RGB16, byteorder=">").replace(
+        struct.pack(">HHL", 273, 4, 1), struct.pack(">HHL", 273, 6, 1)
+    ),
     "tiff with too few strips": tiff_tag(TIFF, 273, 8, number=1),
     "tiff without directory": b"II*\0\0\0\0\0" + bytes(100),
     "tiff whose directory is beyond its end": b"II*\0\xff\xff\xff\x7f" + bytes(100),
@@ -503,6 +526,7 @@ MALFORMED = {
     "bmp -5 wide": bmp(-5, 40, 24, bmp_rows(RGB)),
     "bmp of 2**31 - 1 squared": bmp(2**31 - 1, 2**31 - 1, 24, bmp_rows(RGB)),
     "bmp of height -2**31": bmp(1, -(2**31), 24, bmp_rows(RGB)),
+    "bmp of 2 planes": edited(bmp(56, 40, 24, bmp_rows(RGB)), 26, b"\2"),
     "bmp of 7 bits": bmp(56, 40, 7, bmp_rows(RGB)),
     "bmp of 0 bits": bmp(56, 40, 0, bmp_rows(RGB)),
     "bmp with a jpeg in it": bmp(56, 40, 24, bmp_rows(RGB), compression=4),
@@ -527,6 +551,9 @@ MALFORMED = {
     "text pgm that declares 8000 x 8000": b"P2 8000 8000 255\n" + b"1 " * 100,
     # WebP
     "webp animation": pillow(RGB, "WEBP", save_all=True, append_images=[Image.fromarray(255 - RGB)]),
+    "webp animation with one picture left": pillow(
+        RGB, "WEBP", save_all=True, append_images=[Image.fromarray(255 - RGB)]
+    ).replace(b"ANMF", b"JUNK", 1),
     "webp without picture": webp_of(webp_chunk(b"EXIF", exif(1))),
     "webp with a picture without data": webp_of(webp_chunk(b"VP8 ", b"")),
     "webp without start code": webp_of(webp_chunk(b"VP8 ", bytes(30))),
@@ -600,9 +627,10 @@ def test_there_are_more_than_100_malformed_files():
         ("bmp cut at 300", "truncated"),
         ("pgm cut at 300", "truncated"),
         ("webp cut at 300", "truncated"),
-        ("png with a flipped bit", "checksum"),
+        ("png with a flipped bit", "damaged"),
         ("png bomb", r"8193 x 8192 pixels are too many .at most 67108864."),
-        ("png 0 x 5", r"no pixels .0 x 5."),
+        ("png 0 x 5", "damaged"),
+        ("tiff 0 wide", r"no pixels .0 x 40."),
         ("png animation", "animation of 2 pictures"),
         ("webp animation", "animation"),
         ("tiff of pages", "TIFF of 2 pictures"),

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import shared_folder
+from common import SHARED
 from fuzzing import EDITS, FUZZ, edit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +18,8 @@ from torch import nn
 from networks import SkipGenerator
 from selfdeblur import UserError, load_model
 from selfdeblur.files.images import read_image
-from selfdeblur.runs.results import read_json, read_torch, write_torch
+from selfdeblur.files.records import read_json
+from selfdeblur.files.tensors import read_torch, write_torch
 
 
 class Concat(nn.Module):
@@ -112,7 +113,7 @@ def test_the_authors_image_generator(tmp_path, stand_ins, zipped):
 
 
 def test_the_authors_kernel_of_a_real_run():
-    folder = shared_folder() / "reference" / "models"
+    folder = SHARED / "reference" / "models"
     if not folder.is_dir():
         pytest.skip("NOT TESTED: a model of the authors' program, because the reference folder is not here")
     kernel = load_model(folder / "im1_kernel5_img_knet.pth").kernel
@@ -205,6 +206,28 @@ def test_damaged_models_are_refused_in_one_line(tmp_path, zipped):
         assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("how", ["holds itself", "is nested deeply"])
+def test_a_network_without_end_is_refused(tmp_path, zipped, how):
+    net = nn.Sequential()
+    if how == "holds itself":
+        net._modules.update(first=net, second=net)
+    else:
+        for _ in range(150):
+            net = nn.Sequential(net, net)
+    torch.save(net, tmp_path / "a_knet.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="not a network of this method"):
+        load_model(tmp_path / "a_knet.pth")
+
+
+def test_torch_does_not_read_the_old_stream(tmp_path):
+    """The reason for our reader of it: with a version of torch that does, that reader can go."""
+    torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "a", _use_new_zipfile_serialization=False)
+    allowed = torch.serialization.safe_globals([nn.Sequential, nn.Linear])
+    with allowed, pytest.raises(pickle.UnpicklingError, match="Only persistent_load of storage is allowed"):
+        torch.load(tmp_path / "a", weights_only=True)
+
+
 def test_a_missing_model(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load_model(tmp_path / "a_xnet.pth")
@@ -248,6 +271,15 @@ def test_a_network_of_any_claimed_size_takes_no_memory(tmp_path, name, shape):
     torch.save(state, tmp_path / "a_xnet.pth")
     with pytest.raises(UserError, match="a_xnet"):
         load_model(tmp_path / "a_xnet.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_authors_network_of_any_claimed_size_takes_no_memory(tmp_path, zipped):
+    net = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 9))
+    net[0].weight = nn.Parameter(torch.zeros(1).expand(10**6, 10**7))
+    torch.save(net, tmp_path / "a_knet.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="not the state of a network"):
+        load_model(tmp_path / "a_knet.pth")
 
 
 @pytest.mark.parametrize(

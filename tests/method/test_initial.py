@@ -7,8 +7,10 @@ import torch
 from scipy.signal import correlate, fftconvolve
 from skimage import data
 
-from selfdeblur.classical import initial
-from selfdeblur.classical.initial import deconvolve, estimate_kernel, free_energy, noise_level, refine_kernel
+from selfdeblur.classical import deconvolution, deconvolve, estimate_kernel, judge, linear, search
+from selfdeblur.classical.deconvolution import refine_kernel
+from selfdeblur.classical.few_gradients import FewGradients, background_level
+from selfdeblur.classical.judge import free_energy, noise_level
 from selfdeblur.classical.kernels import camera_shake_kernel
 
 
@@ -38,6 +40,7 @@ def similarity(a, b):
         ("camera", 200, 15, 2, 1e-3, 0.85),
     ],
 )
+@pytest.mark.search
 def test_kernel_is_found(picture, size, kernel_size, seed, noise, bound):
     _, kernel, y = blurred(picture, size, kernel_size, seed, noise)
     found = estimate_kernel(y, (kernel_size, kernel_size))
@@ -52,6 +55,7 @@ def test_kernel_is_found(picture, size, kernel_size, seed, noise, bound):
 
 
 @pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.search
 def test_kernel_of_a_page_of_text(inverted):
     rng, kernel = np.random.default_rng(6), camera_shake_kernel(25, rng=6)
     page = np.full((324, 324), 240, np.uint8)
@@ -61,32 +65,34 @@ def test_kernel_of_a_page_of_text(inverted):
     page = (255 - page if inverted else page) / 255
     y = torch.from_numpy(correlate(page, kernel, mode="valid", method="fft")).float()
     scores = []
-    for background in (True, False):
-        settings = [{"gradient_weight": 1e-2, "background": background}]
-        found = initial.coarse_to_fine_kernels(y, (25, 25), settings, starts=1, kept=1)
+    for near_background in (True, False):
+        variants = [{"gradient_weight": 1e-2, "near_background": near_background}]
+        found = search.coarse_to_fine_kernels(y, (25, 25), variants, starts=1, kept=1)
         scores.append(similarity(found[0][1].numpy(), kernel))
     assert scores[0] > max(0.85, scores[1] + 0.1)
 
 
+@pytest.mark.search
 def test_many_starts_and_a_finer_scale_find_a_large_kernel():
     _, kernel, y = blurred("camera", 255, 31, 17, 1e-3)
     found = [
-        initial.coarse_to_fine_kernels(
+        search.coarse_to_fine_kernels(
             y, (31, 31), [{"gradient_weight": 1e-2}], searches=[(coarsest, 0)], starts=starts, kept=1
         )[0][1]
         for coarsest, starts in ((9, 8), (9, 1), (5, 8))
     ]
     scores = [similarity(other.numpy(), kernel) for other in found]
     assert scores[0] > max(0.85, max(scores[1:]) + 0.1)
-    assert initial.least_bad(torch.from_numpy(y).float(), torch.stack(found)) == 0
+    assert judge.least_bad(torch.from_numpy(y).float(), torch.stack(found)) == 0
 
 
+@pytest.mark.search
 def test_weak_contrast_does_not_hide_the_kernel():
     _, kernel, y = blurred("astronaut", 160, 15, 2)
     scores = []
     for contrast in (1, 0.1):
         faint = torch.from_numpy(0.4 + contrast * (y - 0.4)).float()
-        found = initial.coarse_to_fine_kernels(faint, (15, 15), [{}], starts=4, kept=1)
+        found = search.coarse_to_fine_kernels(faint, (15, 15), [{}], starts=4, kept=1)
         scores.append(similarity(found[0][1].numpy(), kernel))
     assert min(scores) > 0.8
 
@@ -94,17 +100,17 @@ def test_weak_contrast_does_not_hide_the_kernel():
 def test_the_background_is_the_level_that_most_pixels_are_near():
     y = torch.full((20, 20), 0.9)
     y[:5] = 0.2
-    assert initial.background(y) == pytest.approx(0.9)
-    assert initial.background(1 - y) == pytest.approx(0.1)
+    assert background_level(y) == pytest.approx(0.9)
+    assert background_level(1 - y) == pytest.approx(0.1)
 
 
 def test_the_extent_of_a_kernel():
     kernel = torch.zeros(11, 21)
     kernel[3, 5] = kernel[3, 15] = 0.5
-    assert initial.extent(kernel) == pytest.approx(5 / 21)
-    assert initial.extent(kernel.T) == pytest.approx(5 / 21)
+    assert judge.extent(kernel) == pytest.approx(5 / 21)
+    assert judge.extent(kernel.T) == pytest.approx(5 / 21)
     kernel[3, 15], kernel[3, 5] = 1, 0
-    assert initial.extent(kernel) == 0
+    assert judge.extent(kernel) == 0
 
 
 def test_a_kernel_that_does_nothing_comes_last(monkeypatch):
@@ -112,12 +118,12 @@ def test_a_kernel_that_does_nothing_comes_last(monkeypatch):
     point = torch.zeros(11, 11)
     point[5, 5] = 1
     kernels = torch.stack([torch.from_numpy(kernel).float(), point])
-    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size: [(size, kernel_size)])
-    monkeypatch.setattr(initial, "_starts", lambda *args: kernels)
-    monkeypatch.setattr(initial, "free_energy", lambda y, kernel, **effort: -kernel.amax((-2, -1)))
-    found = initial.coarse_to_fine_kernels(y, (11, 11), [{}], kept=3, steps=0)
-    assert [initial.extent(k) < initial.POINT for _, k in found] == [False, True]
-    assert initial.least_bad(torch.from_numpy(y).float(), kernels) == 0
+    monkeypatch.setattr(search, "_sizes", lambda size, kernel_size: [(size, kernel_size)])
+    monkeypatch.setattr(search, "_starts", lambda *args: kernels)
+    monkeypatch.setattr(judge, "free_energy", lambda y, kernel, **effort: -kernel.amax((-2, -1)))
+    found = search.coarse_to_fine_kernels(y, (11, 11), [{}], kept=3, steps=0)
+    assert [judge.extent(k) < judge.POINT_EXTENT for _, k in found] == [False, True]
+    assert judge.least_bad(torch.from_numpy(y).float(), kernels) == 0
 
 
 def test_kernels_of_a_setting_that_are_equal_but_for_a_shift_count_once():
@@ -125,34 +131,34 @@ def test_kernels_of_a_setting_that_are_equal_but_for_a_shift_count_once():
     one = torch.nn.functional.pad(one, (1, 1, 1, 1))
     other = torch.nn.functional.pad(other, (1, 1, 1, 1))
     found = [(0, 0, one), (1, 0, one.roll((1, -1), (0, 1))), (2, 1, one), (3, 0, other), (4, 1, other)]
-    assert [number for _, number, _ in initial._distinct(found, 3)] == [0, 1, 0]
+    assert [number for _, number, _ in search._distinct(found, 3)] == [0, 1, 0]
 
 
 def test_several_kernels_at_once_are_as_each_alone():
     _, kernel, y = blurred("camera", 60, 7, 5)
     y, kernels = torch.from_numpy(y), torch.stack([torch.from_numpy(kernel), torch.full((7, 7), 1 / 49).double()])
-    latent, y_gradients = initial._FewGradients(y, (7, 7), 0.2), initial.gradients(y)
-    blur = initial._Blur(y_gradients.shape[-2:], (7, 7))
+    sharp, y_gradients = FewGradients(y, (7, 7), 0.2), linear.gradients(y)
+    model = linear.Correlation(y_gradients.shape[-2:], (7, 7))
 
-    def fit(kernels, background):
-        x = initial.gradients(latent(kernels, 4e-3, background))
-        return initial.fit_kernel(blur, y_gradients, x, kernels, weight=1.0, steps=20)
+    def fit(kernels, near_background):
+        x = linear.gradients(sharp(kernels, 4e-3, near_background))
+        return deconvolution.fit_kernel(model, y_gradients, x, kernels, weight=1.0, steps=20)
 
-    for background in (False, True):
-        alone = torch.stack([fit(kernel, background) for kernel in kernels])
-        assert torch.allclose(fit(kernels, background), alone, atol=1e-10)
+    for near_background in (False, True):
+        alone = torch.stack([fit(kernel, near_background) for kernel in kernels])
+        assert torch.allclose(fit(kernels, near_background), alone, atol=1e-10)
     energies = [float(free_energy(y, kernel)) for kernel in kernels]
     assert free_energy(y, kernels).tolist() == pytest.approx(energies, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [(5, 5), (3, 5), (1, 5), (1, 1), (9, 7)])
 def test_starts(size):
-    kernels = initial._starts(size, 6, np.random.default_rng(0))
+    kernels = search._starts(size, 6, np.random.default_rng(0))
     assert kernels.shape == (6 if min(size) > 1 else 2, *size)
     assert torch.allclose(kernels.sum((1, 2)), torch.ones(len(kernels)))
-    assert torch.equal(kernels[:1], initial._starts(size, 1, np.random.default_rng(0)))
+    assert torch.equal(kernels[:1], search._starts(size, 1, np.random.default_rng(0)))
     pair = kernels[0].max() == 0.5 or (min(size) == 1 and kernels[0].max() == 1)
-    assert pair == (max(size) <= initial.COARSEST_KERNEL)
+    assert pair == (max(size) <= search.COARSEST_KERNEL)
 
 
 @pytest.mark.parametrize(
@@ -166,10 +172,10 @@ def test_more_starts_for_large_kernels_and_fewer_on_large_images(side, coarser, 
         counts.append(count)
         raise StopIteration
 
-    monkeypatch.setattr(initial, "_starts", stop)
-    monkeypatch.setattr(initial, "_sizes", lambda size, kernel_size: [(size, kernel_size)] * (coarser + 1))
+    monkeypatch.setattr(search, "_starts", stop)
+    monkeypatch.setattr(search, "_sizes", lambda size, kernel_size: [(size, kernel_size)] * (coarser + 1))
     with pytest.raises(StopIteration):
-        initial.coarse_to_fine_kernels(torch.rand(side, side), (5, 5))
+        search.coarse_to_fine_kernels(torch.rand(side, side), (5, 5))
     assert counts == [count]
 
 
@@ -193,9 +199,9 @@ def test_searches_are_made_once_from_a_scale_and_joined_at_the_third_finest(kern
         judged.append((len(found), count))
         return found[:1]
 
-    monkeypatch.setattr(initial, "_starts", start)
-    monkeypatch.setattr(initial, "_distinct", keep_one)
-    initial.coarse_to_fine_kernels(torch.rand(200, 200), (kernel_size, kernel_size), [{}], steps=0)
+    monkeypatch.setattr(search, "_starts", start)
+    monkeypatch.setattr(search, "_distinct", keep_one)
+    search.coarse_to_fine_kernels(torch.rand(200, 200), (kernel_size, kernel_size), [{}], steps=0)
     assert begun == starts
     assert judged == kept
 
@@ -237,7 +243,7 @@ def test_free_energy_does_not_prefer_kernels_fitted_to_noise():
     nearer_to_a_point = 0.7 * kernel
     nearer_to_a_point[5, 5] += 0.3
     true = free_energy(y, kernel)
-    for wrong in (nearer_to_a_point, initial.refine_kernel(y, kernel, rounds=4)):
+    for wrong in (nearer_to_a_point, refine_kernel(y, kernel, rounds=4)):
         assert true < free_energy(y, wrong)
 
 
@@ -247,15 +253,15 @@ def test_kernels_fitted_to_much_noise_are_told_by_the_smoothed_image():
     kernels = torch.stack([refine_kernel(y, kernel, rounds=2), kernel])
     assert similarity(*kernels.numpy()) < 0.85
     assert free_energy(y, kernels).argmin() == 0
-    assert initial.least_bad(y, kernels) == 1
+    assert judge.least_bad(y, kernels) == 1
 
 
 def test_more_noise_means_a_smoother_deconvolution_and_no_refinement(monkeypatch):
     refined = []
-    monkeypatch.setattr(initial, "refine_kernel", lambda y, kernel: refined.append(kernel) or kernel)
+    monkeypatch.setattr(search, "refine_kernel", lambda y, kernel: refined.append(kernel) or kernel)
     for noise, few in ((1e-3, True), (1e-2, False)):
         image, kernel, y = blurred("camera", 160, 11, 5, noise)
-        plain, adapted = (deconvolve(y, kernel, weight=weight).numpy() for weight in (initial.PRIOR, None))
+        plain, adapted = (deconvolve(y, kernel, weight=weight).numpy() for weight in (deconvolution.PRIOR_WEIGHT, None))
         error, adapted_error = (np.mean((x - image)[10:-10, 10:-10] ** 2) for x in (plain, adapted))
         assert (adapted_error == error) if few else (adapted_error < 0.7 * error)
         estimate_kernel(y, (11, 11), starts=1)
@@ -266,7 +272,7 @@ def test_more_noise_means_a_smoother_deconvolution_and_no_refinement(monkeypatch
 def test_smoothing_is_that_of_opencv_inside_the_border():
     y = torch.rand(40, 50, generator=torch.Generator().manual_seed(0))
     smooth = torch.from_numpy(cv2.GaussianBlur(y.numpy(), (9, 9), 1.5)[4:-4, 4:-4])
-    assert torch.allclose(initial.smooth(y, 1.5), smooth, atol=1e-5)
+    assert torch.allclose(linear.smooth(y, 1.5), smooth, atol=1e-5)
 
 
 def test_a_fitted_kernel_that_is_clearly_better():
@@ -274,10 +280,10 @@ def test_a_fitted_kernel_that_is_clearly_better():
     y, kernel = (torch.as_tensor(a, dtype=torch.float32) for a in (y, kernel))
     wide, point = torch.full_like(kernel, 1 / kernel.numel()), torch.zeros_like(kernel)
     point[4, 4] = 1
-    assert initial.clearly_better(y, kernel, wide)
-    assert not initial.clearly_better(y, wide, kernel)
-    assert not initial.clearly_better(y, kernel, kernel)
-    assert not initial.clearly_better(y, point, wide)
+    assert judge.clearly_better(y, kernel, wide)
+    assert not judge.clearly_better(y, wide, kernel)
+    assert not judge.clearly_better(y, kernel, kernel)
+    assert not judge.clearly_better(y, point, wide)
 
 
 def test_noise_level():

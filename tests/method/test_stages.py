@@ -1,6 +1,7 @@
 """Runs of several stages: the preset fast, and what judges a result without the sharp image."""
 
-import dataclasses
+import copy
+import functools
 import json
 
 import cv2
@@ -9,14 +10,17 @@ import pytest
 import torch
 
 from networks import KernelGenerator
-from selfdeblur import UserError, deblur, load_model, solver
-from selfdeblur.classical import initial, quality
-from selfdeblur.classical.initial import busiest_window, deconvolve
+from selfdeblur import UserError, deblur, load_model
+from selfdeblur.classical import deconvolve, quality
+from selfdeblur.classical.deconvolution import kernel_between
+from selfdeblur.classical.judge import busiest_window
 from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.runs.command import benchmark_main
-from selfdeblur.settings import PRESETS, make_settings
-from selfdeblur.solver import Run, draw_z_k
+from selfdeblur.settings import DOUBT, PRESETS, make_settings
+from selfdeblur.solver import draw_z_k
+from selfdeblur.stages import Run
+from selfdeblur.vote import vote
 
 
 def blurred(picture, size, kernel_size, seed):
@@ -38,10 +42,10 @@ def finish(run):
 
 
 def test_steps_are_shared_out_in_proportion():
-    whole = make_settings("fast")
-    assert whole.num_iter == sum(stage["num_iter"] for stage in PRESETS["fast"][1]["stages"])
-    half = make_settings("fast", num_iter=whole.num_iter // 2)
-    for a, b in zip(whole.each_stage().values(), half.each_stage().values(), strict=True):
+    full = make_settings("fast")
+    assert full.num_iter == sum(stage["num_iter"] for stage in PRESETS["fast"][1]["stages"])
+    half = make_settings("fast", num_iter=full.num_iter // 2)
+    for a, b in zip(full.each_stage().values(), half.each_stage().values(), strict=True):
         assert b.num_iter == a.num_iter // 2
     for number in (3, 4, 7, 361):
         assert sum(s.num_iter for s in make_settings("fast", num_iter=number).each_stage().values()) == number
@@ -68,11 +72,11 @@ def test_kernel_generator_starts_at_a_kernel():
     assert (net(z)[0, 0] - kernel).abs().max() < 1e-4
 
 
-def test_a_stage_starts_where_it_is_told(picture, monkeypatch):
+def test_a_stage_starts_where_it_is_told(picture, monkeypatch, short_search):
     _, _, y = blurred(picture, 48, 5, 1)
     # Another search, or the stage from scratch, finds nothing better.
-    monkeypatch.setattr(solver, "least_bad", lambda y, kernels: 0)
-    monkeypatch.setattr(solver, "clearly_better", lambda y, kernel, other: False)
+    monkeypatch.setattr("selfdeblur.vote.least_bad", lambda y, kernels: 0)
+    monkeypatch.setattr("selfdeblur.vote.clearly_better", lambda y, kernel, other: False)
     for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
         settings = make_settings("fast", num_iter=6)
         stages = [dict(stage) for stage in settings.stages]
@@ -83,137 +87,163 @@ def test_a_stage_starts_where_it_is_told(picture, monkeypatch):
         assert not torch.equal(run.kernels["estimate"], run.kernels["check"])
         assert run.disagreement > 0
         # The generator of the last stage sees the deconvolved images.
-        for channel, source in zip(run.z_x[0], sources, strict=True):
+        for channel, source in zip(run.fit.z_x[0], sources, strict=True):
             assert torch.equal(channel, deconvolve(y, run.kernels[source]).clamp(0, 1))
-        assert run.G_x.scales[0].down[0].in_channels == len(sources)
+        assert run.fit.G_x.scales[0].down[0].in_channels == len(sources)
 
 
 @pytest.fixture
-def vote(picture, monkeypatch):
-    """`Run._agreed` for kernels by their source, where another search, if there is to be one, finds ``again``.
+def voted(picture, monkeypatch):
+    """`vote` for kernels by their source, where another search, if there is to be one, finds ``again``.
 
-    Gives the kernels to go on with, the estimate from then on, and whether the result is doubtful.
+    Gives the kernels to go on with, the estimate from then on, whether the result is doubtful, and the reason.
     """
     _, true, y = blurred(picture, 128, 13, 4)
-    run = Run(y[None, None], (13, 13), make_settings("fast"))
+    images = {}
 
-    def agreed(kernels, again):
+    def deconvolved(y, kernel):
+        key = kernel.numpy().tobytes()
+        if key not in images:
+            images[key] = deconvolve(y, kernel)
+        return images[key]
+
+    monkeypatch.setattr("selfdeblur.vote.deconvolve", deconvolved)
+
+    def outcome(estimate, check, rival, again):
         calls = []
 
-        def search(y, size, **how):
-            calls.append(how)
+        def search_again():
+            calls.append(again)
             return again
 
-        monkeypatch.setattr(solver, "estimate_kernel", search)
-        settings = dataclasses.replace(run.stages["guided"], rival="scratch" if "scratch" in kernels else None)
-        wanted, images, disagreement = run._agreed(kernels, settings)
-        for kernel, image in zip(wanted, images, strict=True):
-            assert torch.equal(image, deconvolve(y, kernel))
-        assert calls == ([] if again is None else [{"searches": initial.AGAIN}])
-        return torch.stack(wanted), kernels["estimate"], disagreement > settings.doubt
+        handed_in = [kernel for kernel in (y, estimate, check, rival) if kernel is not None]
+        before = [kernel.clone() for kernel in handed_in]
+        choice = vote(y, estimate, check, rival, doubt=DOUBT, search_again=search_again)
+        assert all(torch.equal(one, two) for one, two in zip(handed_in, before, strict=True))
+        for kernel, image in zip(choice.kernels, choice.images, strict=True):
+            assert torch.equal(image, deconvolved(y, kernel))
+        assert len(calls) == (again is not None)
+        assert choice.estimate is None or choice.estimate is again
+        after = estimate if choice.estimate is None else choice.estimate
+        return torch.stack(choice.kernels), after, choice.disagreement > DOUBT, choice.reason
 
-    agreed.kernels = true, true.flip(0), torch.full_like(true, 1 / true.numel())
-    return agreed
+    outcome.kernels = true, true.flip(0), torch.full_like(true, 1 / true.numel())
+    return outcome
 
 
-def test_where_two_kernels_disagree_another_search_follows(vote):
-    true, wrong, worse = vote.kernels
-    for given, wanted, estimate, doubtful in (
-        ((true, true, None), [true, true], true, False),
-        ((wrong, true, worse), [true], wrong, True),
-        ((wrong, worse, wrong), [worse], wrong, True),
-        ((wrong, worse, true), [true], true, True),
-        ((wrong, true, true), [true, true], true, False),
+def test_where_two_kernels_disagree_another_search_follows(voted):
+    true, wrong, worse = voted.kernels
+    for given, expected, estimate, doubtful, reason in (
+        ((true, true, None), [true, true], true, False, "estimate and check agree"),
+        ((wrong, true, worse), [true], wrong, True, "estimate and check disagree, another search found nothing better"),
+        ((wrong, worse, wrong), [worse], wrong, True, "disagree, another search found nothing better"),
+        ((wrong, worse, true), [true], true, True, "explains y better than the estimate, no other agrees"),
+        ((wrong, true, true), [true, true], true, False, "explains y better and agrees with the check"),
         # Two of three agree, but explain y worse.
-        ((true, wrong, wrong), [wrong, wrong], wrong, True),
-        ((true, wrong, worse), [wrong], true, True),
+        ((true, wrong, wrong), [wrong, wrong], wrong, True, "agrees with the check, but explains y no better"),
+        ((true, wrong, worse), [wrong], true, True, "disagree, another search found nothing better"),
     ):
         estimated, checked, again = given
-        outcome = vote({"estimate": estimated, "check": checked}, again)
+        outcome = voted(estimated, checked, None, again)
         assert outcome[2] == doubtful
         assert torch.equal(outcome[1], estimate)
-        assert torch.equal(outcome[0], torch.stack(wanted))
+        assert torch.equal(outcome[0], torch.stack(expected))
+        assert reason in outcome[3]
 
 
-def test_a_fit_from_scratch_tells_which_of_estimate_and_check_is_right(vote):
-    true, wrong, worse = vote.kernels
+def test_a_fit_from_scratch_tells_which_of_estimate_and_check_is_right(voted):
+    true, wrong, worse = voted.kernels
     # What estimate, check, the fit from scratch and another search found, or None if there is to be none.
-    for estimate, check, scratch, again, wanted, doubtful in (
-        (true, true, true, None, [true, true], False),
-        (wrong, true, true, None, [true], False),
+    for estimate, check, scratch, again, expected, doubtful, reason in (
+        (true, true, true, None, [true, true], False, "estimate and check agree"),
+        (wrong, true, true, None, [true], False, "check and rival agree against the estimate"),
         # It failed, and the other search is with estimate and check.
-        (true, true, wrong, true, [true, true], False),
+        (true, true, wrong, true, [true, true], False, "stand against the rival"),
         # It is right, and the other search agrees or not.
-        (wrong, wrong, true, true, [true, true], True),
-        (wrong, wrong, true, worse, [true], True),
+        (wrong, wrong, true, true, [true, true], True, "another search is with the rival"),
+        (wrong, wrong, true, worse, [true], True, "the rival explains y clearly better"),
         # It failed too, and what the other search finds is better than the estimate, or not.
-        (wrong, wrong, worse, true, [true], True),
-        (true, true, worse, wrong, [true, true], True),
-        (true, wrong, worse, true, [wrong], True),
+        (wrong, wrong, worse, true, [true], True, "explains y better than the estimate, no other agrees"),
+        (true, true, worse, wrong, [true, true], True, "estimate and check agree, another search found nothing better"),
+        (true, wrong, worse, true, [wrong], True, "disagree, another search found nothing better"),
     ):
-        outcome = vote({"estimate": estimate, "check": check, "scratch": scratch}, again)
-        assert torch.equal(outcome[0], torch.stack(wanted))
+        outcome = voted(estimate, check, scratch, again)
+        assert torch.equal(outcome[0], torch.stack(expected))
         assert outcome[2] == doubtful
+        assert reason in outcome[3]
+
+
+@pytest.fixture(scope="module")
+def whole_run(picture):
+    """Gives for a preset a short run to its end, and its state after each step."""
+
+    @functools.cache
+    def run_of(preset):
+        _, _, y = blurred(picture, 48, 5, 1)
+        run, states = short_run(preset, y, 5), {}
+        while run.steps_done < run.settings.num_iter:
+            run.step()
+            states[run.steps_done] = copy.deepcopy(run.state_dict())
+        return run, states
+
+    return run_of
 
 
 @pytest.mark.parametrize(("preset", "stop"), [("fast", 1), ("fast", 3), ("fast", 4), ("fast", 5), ("best", 5)])
-def test_a_run_of_stages_resumes_bit_for_bit(picture, preset, stop):
-    _, _, y = blurred(picture, 48, 5, 1)
-    whole, part, again = (short_run(preset, y, 5) for _ in range(3))
-    finish(whole)
-    while part.steps_done < stop:
-        part.step()
-    again.load_state_dict(part.state_dict())
+def test_a_run_of_stages_resumes_bit_for_bit(whole_run, preset, stop, short_search):
+    whole, states = whole_run(preset)
+    again = short_run(preset, whole.y[0, 0], 5)
+    again.load_state_dict(copy.deepcopy(states[stop]))
     finish(again)
     assert torch.equal(whole.losses, again.losses)
     for a, b in zip(whole.result(), again.result(), strict=True):
         assert torch.equal(a, b)
-    assert whole.quality() == again.quality()
+    assert whole.quality(whole.output()) == again.quality(again.output())
 
 
-def test_an_image_is_the_mean_of_two_stages(picture):
+def test_an_image_is_the_mean_of_two_stages(picture, short_search):
     _, _, y = blurred(picture, 48, 5, 1)
     run = short_run("best", y, 5)
-    while run.steps_done < run.stage_end or run.stage == "":
+    while run.stage == "" or run.fit.steps_done < run.fit.settings.num_iter:
         run.step()
     assert run.stage == "check"
     first = run.result()[0]
     run.step()
     assert run.stage == "guided"
     with torch.no_grad():
-        second = run.G_x(run.z_x)[0, 0, 2:-2, 2:-2]
+        second = run.fit.G_x(run.fit.z_x)[0, 0, 2:-2, 2:-2]
     assert torch.equal(run.result()[0], (first + second) / 2)
 
 
-def test_an_image_is_the_mean_with_a_deconvolved_one(picture):
+def test_an_image_is_the_mean_with_a_deconvolved_one(picture, short_search):
     _, _, y = blurred(picture, 64, 7, 1)
     run = finish(short_run("fast", y, 7))
     with torch.no_grad():
-        x = run.G_x(run.z_x)[0, 0]
-    kernel = initial.kernel_between(y, x, run.G_k(run.z_k)[0, 0].detach())
+        x = run.fit.G_x(run.fit.z_x)[0, 0]
+    kernel = kernel_between(y, x, run.fit.G_k(run.fit.z_k)[0, 0].detach())
     expected = (x + deconvolve(y, kernel).clamp(0, 1)) / 2
     assert torch.equal(run.result()[0], expected[3:-3, 3:-3])
-    assert torch.equal(run.image_state()["other"], deconvolve(y, kernel).clamp(0, 1))
+    assert torch.equal(run.image_state(run.output())["other"], deconvolve(y, kernel).clamp(0, 1))
 
 
 def test_the_kernel_between_two_images(picture):
     x, true, y = blurred(picture, 64, 7, 1)
     start = torch.full_like(true, 1 / true.numel())
-    found = initial.kernel_between(y, x, start, kernel_weight=0, steps=200)
+    found = kernel_between(y, x, start, kernel_weight=0, steps=200)
     assert (found - true).abs().max() < 0.01 * true.max()
 
 
-def test_a_window_is_fitted_alone(picture):
+def test_a_window_is_fitted_alone(picture, short_search):
     _, _, y = blurred(picture, 64, 5, 1)
     settings = make_settings("fast", num_iter=6)
     stages = [dict(stage) for stage in settings.stages]
     stages[0]["window"] = 40
     run = Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages))
     run.step()
-    assert run.target.shape == (1, 1, 40, 40)
-    assert not run.whole
+    assert run.fit.y.shape == (1, 1, 40, 40)
+    assert not run.fits_all_of_y
     finish(run)
-    assert run.whole
+    assert run.fits_all_of_y
     assert run.result()[0].shape == (64, 64)
 
 
@@ -240,7 +270,7 @@ def test_disagreement_sees_wrong_kernels_and_no_shifts(picture):
     wrong = torch.nn.functional.pad(kernel.flip(0, 1), (1, 1, 1, 1))
     x = deconvolve(y, inner)
     near, far = (quality.disagreement(y, x, deconvolve(y, other), (13, 13)) for other in (shifted, wrong))
-    assert near < quality.DOUBT
+    assert near < DOUBT
     assert far > 3 * near
 
 
@@ -249,7 +279,7 @@ def test_known_failures_are_named(picture):
     good = quality.assess(y, x, kernel)
     assert not good["doubtful"]
     assert good["misfit"] < 1e-4
-    assert quality.assess(y, x, kernel, 2 * quality.DOUBT)["reasons"] == ["two estimates of the kernel disagree"]
+    assert quality.assess(y, x, kernel, 2 * DOUBT)["reasons"] == ["two estimates of the kernel disagree"]
 
     point, flat, rim = torch.zeros(11, 11), torch.full((11, 11), 1 / 121), torch.zeros(11, 11)
     point[5, 5] = 1
@@ -266,7 +296,7 @@ def test_known_failures_are_named(picture):
 
 
 @pytest.mark.parametrize("preset", ["fast", "best"])
-def test_the_models_of_a_run_of_stages_give_its_image_again(picture, tmp_path, capsys, preset):
+def test_the_models_of_a_run_of_stages_give_its_image_again(picture, tmp_path, capsys, preset, short_search):
     _, _, y = blurred(picture, 56, 11, 2)
     (tmp_path / "data").mkdir()
     name = "im1_kernel5_img"
@@ -289,6 +319,7 @@ def test_the_models_of_a_run_of_stages_give_its_image_again(picture, tmp_path, c
     assert load_model(tmp_path / "out" / f"{name}_xnet.pth").image.shape == (56, 56)
 
 
+@pytest.mark.search
 def test_fast_deblurs(picture):
     x, _kernel, y = blurred(picture, 112, 11, 2)
     truth = x[5:-5, 5:-5].numpy()

@@ -3,9 +3,8 @@
 import csv
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -13,15 +12,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from processes import Program
+from thin import make_thin
 
 from selfdeblur import graphs
 from selfdeblur.data.benchmarks import LEVIN
+from selfdeblur.files.tensors import read_torch
 from selfdeblur.runs import runner
 from selfdeblur.runs.command import benchmark_main
-from selfdeblur.runs.results import ResultFolder, read_torch
+from selfdeblur.runs.results import ResultFolder
 from selfdeblur.settings import make_settings
-from selfdeblur.solver import Run
+from selfdeblur.solver import Fit
 
 NAMES = ["im1_kernel5_img", "im2_kernel5_img", "im3_kernel3_img", "im4_kernel5_img"]
 SIZES = [(40, 44), (40, 44), (36, 50), (44, 37)]
@@ -29,6 +30,14 @@ RESULTS = ("_x.png", "_k.png", "_xnet.pth", "_knet.pth", "_history.csv")
 STEPS = 8
 OPTIONS = ["--num_iter", STEPS, "--mse_steps", 4]
 WAYS = pytest.mark.parametrize("fixed", [False, True], ids=["solver's steps", "fixed buffers"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _thin():
+    """Thin generators, for it is not the fit that is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_thin(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +71,7 @@ def check(data, out, names=NAMES):
 
 
 def on_fixed_buffers(monkeypatch, fixed):
-    monkeypatch.setattr(runner, "wanted", lambda device: fixed)
+    monkeypatch.setattr(runner, "on_fixed_buffers", lambda device: fixed)
     monkeypatch.setattr(runner, "CHECK_EVERY", 3)
 
 
@@ -78,15 +87,15 @@ def test_the_same_bytes_as_one_by_one(data, tmp_path, monkeypatch, batch, fixed,
 
 
 def at_step(monkeypatch, number, action):
-    """Call ``action(run)`` before the objective of that step, counted from 0, is computed."""
-    objective = Run.objective
+    """Call ``action(fit)`` before the objective of that step, counted from 0, is computed."""
+    objective = Fit.objective
 
-    def spoiled(run, *arguments):
-        if run.steps_done == number:
-            action(run)
-        return objective(run, *arguments)
+    def spoiled(fit, *arguments):
+        if fit.steps_done == number:
+            action(fit)
+        return objective(fit, *arguments)
 
-    monkeypatch.setattr(Run, "objective", spoiled)
+    monkeypatch.setattr(Fit, "objective", spoiled)
 
 
 @pytest.mark.parametrize(("number", "fixed"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
@@ -95,8 +104,8 @@ def test_a_signal_leaves_a_checkpoint_of_each(data, tmp_path, monkeypatch, fixed
         on_fixed_buffers(patch, fixed)
         calls = []
 
-        def send(run):
-            calls.append(run)
+        def send(fit):
+            calls.append(fit)
             if len(calls) == 2:
                 os.kill(os.getpid(), number)
 
@@ -114,21 +123,18 @@ def test_a_signal_leaves_a_checkpoint_of_each(data, tmp_path, monkeypatch, fixed
     check(data, tmp_path)
 
 
+@pytest.mark.processes
 def test_a_killed_batch_goes_on(data, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "selfdeblur_levin.py"),
-        "--threads",
-        str(torch.get_num_threads()),
-        "--batch",
-        "3",
-    ]
-    command += arguments(data, tmp_path, *OPTIONS, "--checkpoint_every", 1)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while process.poll() is None and not (tmp_path / f"{NAMES[2]}_checkpoint.pth").exists():
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    options = [*OPTIONS, "--batch", 3, "--threads", 1, "--checkpoint_every", 1]
+    killed = False
+    while not killed:  # on a busy machine it may be done before it is noticed
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        program = Program("selfdeblur_levin.py", *arguments(data, tmp_path, *options), thin=True)
+        while program.poll() is None and not (tmp_path / f"{NAMES[2]}_checkpoint.pth").exists():
+            time.sleep(0.001)
+        program.kill()
+        killed = program.wait().returncode == -signal.SIGKILL
+        assert killed or program.returncode == 0, program.stderr
     assert levin(data, tmp_path, *OPTIONS, "--batch", 3) == 0
     check(data, tmp_path)
 
@@ -149,10 +155,10 @@ def test_one_image_that_fails_leaves_the_batch(data, tmp_path, monkeypatch, caps
     assert len(captured.err.splitlines()) == 2
 
 
-def spoil(run, value=float("nan")):
+def spoil(fit, value=float("nan")):
     """Make the loss of this step no number."""
     with torch.no_grad():
-        run.G_x.out.bias.fill_(value)
+        fit.G_x.out.bias.fill_(value)
 
 
 @WAYS
@@ -160,10 +166,10 @@ def test_a_loss_that_is_no_number_concerns_one_image(data, tmp_path, monkeypatch
     on_fixed_buffers(monkeypatch, fixed)
     struck = []
 
-    def strike(run):
-        if run.y.shape[-2:] == SIZES[2] and len(struck) < 2:
-            struck.append(run.slowed)
-            spoil(run)
+    def strike(fit):
+        if fit.y.shape[-2:] == SIZES[2] and len(struck) < 2:
+            struck.append(fit.slowed)
+            spoil(fit)
 
     at_step(monkeypatch, 5, strike)
     assert levin(data, tmp_path, *OPTIONS, "--batch", 4, "--checkpoint_every", 2) == 0
@@ -181,7 +187,7 @@ def test_a_loss_that_is_no_number_concerns_one_image(data, tmp_path, monkeypatch
 
 def test_a_loss_that_stays_no_number_is_the_failure_of_one_image(data, tmp_path, monkeypatch, capsys):
     on_fixed_buffers(monkeypatch, True)
-    at_step(monkeypatch, 1, lambda run: spoil(run) if run.y.shape[-2:] == SIZES[2] else None)
+    at_step(monkeypatch, 1, lambda fit: spoil(fit) if fit.y.shape[-2:] == SIZES[2] else None)
     assert levin(data, tmp_path, *OPTIONS, "--batch", 4) == 2
     others = [name for name in NAMES if name != NAMES[2]]
     assert contents(tmp_path, others) == contents(data / "single", others)
@@ -192,10 +198,10 @@ def test_a_loss_that_stays_no_number_is_the_failure_of_one_image(data, tmp_path,
 def test_too_small_a_memory_makes_the_batch_smaller(data, tmp_path, monkeypatch, fixed, where, capsys):
     """A device whose memory bears two runs."""
     on_fixed_buffers(monkeypatch, fixed)
-    runs, begin, close, objective = set(), runner.start, runner._Work.close, Run.objective
+    runs, begin, close, objective = set(), runner.start, runner._Work.close, Fit.objective
 
-    def full(run):
-        return len(runs) > 2 and run not in list(runs)[:2]
+    def full(fit):
+        return len(runs) > 2 and all(fit is not run.fit for run in list(runs)[:2])
 
     def start(*arguments, **options):
         run = begin(*arguments, **options)
@@ -205,17 +211,17 @@ def test_too_small_a_memory_makes_the_batch_smaller(data, tmp_path, monkeypatch,
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run
 
-    def in_step(run, *arguments):
-        if where == "in a step" and run.steps_done == 3 and full(run):
+    def in_step(fit, *arguments):
+        if where == "in a step" and fit.steps_done == 3 and full(fit):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return objective(run, *arguments)
+        return objective(fit, *arguments)
 
     def closing(work):
         runs.discard(work.run)
         close(work)
 
     monkeypatch.setattr(runner, "start", start)
-    monkeypatch.setattr(Run, "objective", in_step)
+    monkeypatch.setattr(Fit, "objective", in_step)
     monkeypatch.setattr(runner._Work, "close", closing)
     assert levin(data, tmp_path, *OPTIONS, "--batch", 4) == 0
     check(data, tmp_path)
@@ -259,13 +265,13 @@ def test_an_image_that_is_in_work_elsewhere_is_left_out(data, tmp_path, capsys):
 def test_how_many_fit(data, monkeypatch):
     jobs = [runner.Job(data / "data" / f"{name}.png", (5, 5), make_settings()) for name in NAMES]
     jobs.append(runner.Job(data / "absent.png", (5, 5), make_settings()))
-    assert runner.batch_size(jobs, torch.device("cpu")) == 1
+    assert runner.images_at_once(jobs, torch.device("cpu")) == 1
     need = runner.gpu_memory((40, 44), (5, 5))
     assert 256 << 20 < need < 300 << 20
 
     def batch(free):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2 * free))
-        return runner.batch_size(jobs, torch.device("cuda"))
+        return runner.images_at_once(jobs, torch.device("cuda"))
 
     assert batch(0) == 1
     assert batch(need) == 1
@@ -307,10 +313,10 @@ def test_results_of_another_precision_do_not_mix(data, tmp_path, capsys):
     assert json.loads((tmp_path / "other" / "config.json").read_text())["settings"]["precision"] == "bf16"
 
 
-def test_wanted_is_for_single_stages_on_gpus():
+def test_fixed_buffers_are_for_single_stages_on_gpus():
     def run(device, *stages):
         return SimpleNamespace(y=SimpleNamespace(device=torch.device(device)), stages=stages)
 
-    assert graphs.wanted(run("cuda:1", "release"))
-    assert not graphs.wanted(run("cuda:1", "check", "guided"))
-    assert not graphs.wanted(run("cpu", "release"))
+    assert graphs.on_fixed_buffers(run("cuda:1", "release"))
+    assert not graphs.on_fixed_buffers(run("cuda:1", "check", "guided"))
+    assert not graphs.on_fixed_buffers(run("cpu", "release"))

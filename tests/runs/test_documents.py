@@ -10,7 +10,7 @@ import statistics
 import sys
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 from selfdeblur import PRESETS
 from selfdeblur.__main__ import COMMANDS, main

@@ -6,7 +6,8 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from common import ROOT
+from processes import run
 
 from selfdeblur import UserError
 from selfdeblur.scores.tables import RECORD_COLUMNS, read_csv
@@ -40,7 +41,13 @@ def entries(folder, what):
     return [e for e in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if e["what"] == what]
 
 
-def test_all_parts_and_again(folder, capsys):
+@pytest.mark.processes
+def test_all_parts_and_again(folder, capsys, monkeypatch):
+    def forked(command, end):
+        done = run(*command, thin=True)
+        return done.returncode, done.stdout, done.stderr
+
+    monkeypatch.setattr(gpu, "run", forked)
     arguments = options(folder, "--precisions", "bf16")
     # What Lai's part goes by; its own measurement is too slow for a test.
     log = gpu.Log(folder / "log.jsonl")
@@ -86,8 +93,9 @@ time.sleep(60)
 """
 
 
+@pytest.mark.processes
 def test_what_takes_too_long_is_ended_in_order():
-    status, out, error = gpu.run(["-c", STUBBORN], gpu.time.monotonic() + 5)
+    status, out, error = gpu.run(["-c", STUBBORN], gpu.time.monotonic() + 2)
     assert (status, out, error) == (1, "begun\n", "stopped in order\n")
 
 

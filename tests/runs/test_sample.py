@@ -122,6 +122,7 @@ def test_bytes_are_the_same_again(folder, tmp_path):
         assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.processes
 def test_needs_no_network_and_no_pooch(tmp_path):
     code = (
         "import socket, sys\n"

@@ -1,11 +1,10 @@
 """The scores against the published scripts, against a plain search, and against values known beforehand."""
 
 import csv
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from common import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import rgb2ycbcr
@@ -13,9 +12,6 @@ from skimage.metrics import structural_similarity
 
 from selfdeblur.files.images import read_image
 from selfdeblur.scores import metrics
-
-HERE = Path(__file__).parent
-SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", HERE.parents[2] / "shared"))
 
 
 def plain_search(image, truth, maxshift, border=metrics.BORDER):

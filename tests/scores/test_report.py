@@ -5,18 +5,17 @@ import csv
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from processes import run as run_program
 from scipy import ndimage, signal
 
+from selfdeblur.arguments import Parser
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import read_image, write_image
-from selfdeblur.runs.arguments import Parser
 from selfdeblur.scores import report, scoring
 
 SETTINGS = {"preset": "release", "num_iter": 60, "mse_steps": 20, "seed": 0, "milestones": [30, 40]}
@@ -403,15 +402,12 @@ def test_bad_options_name_themselves_and_leave_the_page(results, words, named):
     assert not list(results.glob(".report*"))
 
 
+@pytest.mark.processes
 def test_command_line_exit_status(results, tmp_path):
-    def command(*words):
-        line = [sys.executable, "-m", "selfdeblur", "report", *map(str, words)]
-        return subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-
-    done = command(tmp_path / "nowhere")
+    done = run_program("-m", "selfdeblur", "report", tmp_path / "nowhere")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
-    done = command(results, "--output", tmp_path / "page.html", "--max-side", 50)
+    done = run_program("-m", "selfdeblur", "report", results, "--output", tmp_path / "page.html", "--max-side", 50)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "page.html").stat().st_size > 10_000

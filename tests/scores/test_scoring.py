@@ -2,23 +2,19 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import generated
 import numpy as np
 import pytest
+from common import ROOT, SHARED
 
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import read_image, write_image
 from selfdeblur.scores import metrics, scoring, tables
-
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))
 
 
 @pytest.fixture
@@ -327,6 +323,7 @@ def test_without_a_benchmark_names_are_matched(levin):
     assert scoring.averages(list(rows.values()))[0]["of"] == 2
 
 
+@pytest.mark.processes
 def test_the_scripts_run_from_anywhere(levin):
     for name in ("levin", "lai"):
         script = ROOT / "statistic" / f"statistic_{name}.py"

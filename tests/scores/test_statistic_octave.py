@@ -13,12 +13,11 @@ import cv2
 import generated
 import numpy as np
 import pytest
+from common import ROOT, SHARED
 
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.scores import scoring
 
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("SELFDEBLUR_SHARED", ROOT.parent / "shared"))
 OCTAVE = shutil.which("octave-cli") or shutil.which("octave")
 
 

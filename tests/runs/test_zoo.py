@@ -1,15 +1,15 @@
 """The problems of the zoo, and what its tables say of rows."""
 
+import multiprocessing
 import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 from scipy.signal import correlate
 
-from selfdeblur import solver
 from selfdeblur.errors import UserError
 from selfdeblur.forward import blur_plain
 from selfdeblur.scores.tables import read_csv, write_csv
@@ -150,7 +150,7 @@ def row(number, label="a", half="development", **changes):
         "result": 28.0,
         "true": 30.0,
     }
-    return problem | values | {"doubted": "no", "seconds": 10.0, "commit": "1"} | changes
+    return problem | values | {"doubted": "no", "seconds": 10.0, "cpu_seconds": 9.0, "commit": "1"} | changes
 
 
 def test_the_summary_follows_from_the_rows():
@@ -180,8 +180,8 @@ def test_the_table_compares_labels_on_their_common_problems(tmp_path, capsys):
     assert zoo.main(["table", "--csv", str(tmp_path / "zoo.csv")]) == 0
     out = capsys.readouterr().out
     assert "## development, 2 problems" in out
-    assert "| a | 20.00 | 27.00 | 27.00 | 30.00 | 3.00 | 50% | 50% | 10 |" in out
-    assert "| b | 20.00 | 27.00 | 29.00 | 30.00 | 1.00 | 0% | 0% | 10 |" in out
+    assert "| a | 20.00 | 27.00 | 27.00 | 30.00 | 3.00 | 50% | 50% | 10 | 9 |" in out
+    assert "| b | 20.00 | 27.00 | 29.00 | 30.00 | 1.00 | 0% | 0% | 10 | 9 |" in out
     assert "| a | 0 | 1 | 0 | 1 |" in out
     assert "## report, 1 problems" in out
     assert zoo.main(["plot", "--csv", str(tmp_path / "zoo.csv"), "--to", str(tmp_path / "gap.png")]) == 0
@@ -191,7 +191,10 @@ def test_the_table_compares_labels_on_their_common_problems(tmp_path, capsys):
         zoo.main(["table", "--csv", str(tmp_path / "zoo.csv"), "--only", "60"])
 
 
-def test_what_has_a_row_is_left(tmp_path, capsys):
+@pytest.mark.processes
+def test_what_has_a_row_is_left(tmp_path, capsys, monkeypatch, thin):
+    # Forks have the packages, and the thin search.
+    monkeypatch.setattr(zoo, "get_context", lambda _: multiprocessing.get_context("fork"))
     table = tmp_path / "zoo.csv"
     smallest = min(problems("development"), key=lambda problem: np.prod(problem.side) * problem.kernel_size[0])
     arguments = ["run", str(smallest.number), "--preset", "estimate", "--csv", str(table)]
@@ -210,7 +213,7 @@ def test_what_has_a_row_is_left(tmp_path, capsys):
         zoo.main(arguments)
 
 
-def test_a_row_has_the_stages_of_the_preset(monkeypatch):
+def test_a_row_has_the_stages_of_the_preset(monkeypatch, thin):
     problem = small(noise=0.01)
     truth = torch.from_numpy(problem.kernel).float()
 
@@ -218,7 +221,7 @@ def test_a_row_has_the_stages_of_the_preset(monkeypatch):
         return truth.clone()
 
     monkeypatch.setattr(zoo, "estimate_kernel", known)
-    monkeypatch.setattr(solver, "estimate_kernel", known)
+    monkeypatch.setattr("selfdeblur.stages.estimate_kernel", known)
     found = zoo.measure(problem, "fast", num_iter=3)
     assert found["estimate"] == pytest.approx(found["true"], abs=0.01)
     assert found["estimate_similarity"] == pytest.approx(1, abs=1e-4)

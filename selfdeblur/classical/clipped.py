@@ -1,0 +1,50 @@
+"""Where a blurry image is clipped: a light is brighter than the image can say, so y = k ⊗ x does not hold there.
+
+The pixels next to a light hold its trail, which its clipped value does not
+explain. So the kernel is sought without all that a light may have reached,
+and a deconvolution leaves out what it finds to be brighter than white.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# A pixel of at least so much may be clipped: noise, JPEG and the mean of three channels bring it below 1.
+NEARLY_WHITE = 0.9
+
+# Where more than this share of an image is nearly white it is paper or sky, and its values are taken as they are.
+MOST_LIGHTS = 0.03
+
+# What is left once the surroundings of all lights are left out has to be so much of the image; else all of it counts.
+LEAST_LEFT = 0.3
+
+
+def nearly_white(y):
+    """Where an image (H, W), 0..1, may be clipped; a tensor of bool."""
+    return y >= NEARLY_WHITE
+
+
+def away_from_lights(y, kernel_size):
+    """Where an image (H, W), 0..1, is out of reach of every light; a tensor of bool, or None where there are no lights.
+
+    ``kernel_size`` is (h, w) of the kernel that may have spread the lights.
+    """
+    lights = nearly_white(y)
+    if not 0 < float(lights.double().mean()) <= MOST_LIGHTS:
+        return None
+    h, w = kernel_size
+    away = F.max_pool2d(lights[None, None].to(y), (h, w), stride=1, padding=(h // 2, w // 2))[0, 0] == 0
+    return away if float(away.double().mean()) >= LEAST_LEFT else None
+
+
+def shrunk(away, size):
+    """The mask at another size (H, W), where it holds for all pixels that one of them is made of."""
+    if away is None or away.shape == tuple(size):
+        return away
+    return F.interpolate(away[None, None].float(), size=tuple(size), mode="area")[0, 0] > 0.999
+
+
+def of_gradients(away):
+    """Of which `linear.gradients` all pixels are away from lights: (1, H - 1, W - 1), 1 or 0; None stays None."""
+    if away is None:
+        return None
+    return (away[:-1, :-1] & away[:-1, 1:] & away[1:, :-1])[None].to(torch.float32)

@@ -1,0 +1,188 @@
+"""Sharp image for a known kernel, and kernel for a known sharp image.
+
+`deconvolve` has the sparse gradient prior of Levin, Fergus, Durand and Freeman,
+"Image and depth from a conventional camera with a coded aperture", SIGGRAPH
+2007. Everything is greyscale; every kernel is meant in the correlation sense of
+`selfdeblur.forward`.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from selfdeblur.classical.clipped import away_from_lights, nearly_white, of_gradients
+from selfdeblur.classical.judge import noise_level
+from selfdeblur.classical.kernels import centred
+from selfdeblur.classical.linear import (
+    Correlation,
+    conjugate_gradients,
+    differences,
+    differences_transposed,
+    gradients,
+    to_simplex,
+)
+
+# Weight of the sparse prior in a deconvolution. Where y has more noise than LITTLE_NOISE it grows in proportion; with
+# less noise it is the errors of the kernel that call for it.
+PRIOR_WEIGHT, LITTLE_NOISE = 1e-4, 3e-3
+
+# Weight of each of the five `differences` in the prior: second ones count a quarter.
+DIFFERENCE_WEIGHTS = (1.0, 1.0, 0.25, 0.25, 0.25)
+
+
+def deconvolve(
+    y: torch.Tensor | np.ndarray,
+    kernel: torch.Tensor | np.ndarray,
+    *,
+    weight: float | None = None,
+    exponent: float = 0.8,
+    rounds: int = 7,
+    steps: int = 20,
+) -> torch.Tensor:
+    """Find the sharp image for a known kernel.
+
+    Minimises ``|y - k ⊗ x|^2 + weight * sum |D x|^exponent`` by iteratively
+    reweighted least squares, D being the first and, at a quarter of the
+    weight, the second differences of x. The error is summed over the blurry
+    image's pixels only: nothing is assumed about what lies outside. A pixel
+    that is nearly white and would be brighter still, as a light, is left out.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel : tensor or ndarray, (h, w)
+        Kernel, correlation sense.
+    weight : float, optional
+        Strength of the sparse gradient prior; by default it follows the noise, see PRIOR_WEIGHT.
+    exponent : float
+        Shape of the prior.
+    rounds, steps : int
+        Times the weights are renewed; conjugate gradient steps for each.
+
+    Returns
+    -------
+    tensor of float32, (H + h - 1, W + w - 1)
+        Sharp image on the padded grid of the forward model; the blurry image's
+        own region is its middle.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
+    weight = PRIOR_WEIGHT * max(noise_level(y) / LITTLE_NOISE, 1) if weight is None else weight
+    blur = Correlation(y.shape, kernel.shape)
+    k_spectrum = blur.spectrum(kernel)
+    (top, left) = (n // 2 for n in kernel.shape)
+    x = F.pad(y[None, None], (left, kernel.shape[1] - 1 - left, top, kernel.shape[0] - 1 - top), mode="replicate")[0, 0]
+    white = nearly_white(y)
+    weights = [torch.full_like(d, s) for d, s in zip(differences(x), DIFFERENCE_WEIGHTS, strict=True)]
+    for number in range(rounds + 1):
+        if white.any():
+            blur.mask = None
+            brighter = blur.forward(blur.spectrum(x), k_spectrum) > 1 if number else white
+            blur.mask = (~(white & brighter)).to(y)
+        right_side = blur.transpose_in_x(blur.masked(y), k_spectrum)
+
+        def matrix(v, weights=weights):
+            data = blur.transpose_in_x(blur.forward(blur.spectrum(v), k_spectrum), k_spectrum)
+            weighted = [a * d for a, d in zip(weights, differences(v), strict=True)]
+            return data + weight * differences_transposed(weighted)
+
+        x = conjugate_gradients(matrix, right_side, x, steps)
+        weights = [
+            s * d.abs().clamp(min=0.01) ** (exponent - 2)
+            for d, s in zip(differences(x), DIFFERENCE_WEIGHTS, strict=True)
+        ]
+    return x
+
+
+def fit_kernel(model, y, x, kernel, *, weight, steps):
+    """Fit the kernel to given blurry and sharp images: least squares on the simplex.
+
+    Minimises ``|y - k ⊗ x|^2 + weight * |k|^2`` over non-negative kernels of
+    sum 1 by accelerated projected gradients, with a restart whenever a step
+    turns against the last one.
+
+    Parameters
+    ----------
+    model : Correlation
+        Sizes of the forward model, and what of y is left out.
+    y : tensor (C, H, W)
+        Blurry images (here: gradients) that share the kernel.
+    x : tensor (..., C, H + h - 1, W + w - 1)
+        Their sharp images.
+    kernel : tensor (..., h, w)
+        Where to start.
+    weight : float or tensor that goes with (..., h, w)
+    steps : int
+
+    Returns
+    -------
+    tensor (..., h, w)
+    """
+    x_spectrum = model.spectrum(x)
+
+    def matrix(k):
+        k_spectrum = model.spectrum(k)[..., None, :, :]
+        return model.transpose_in_k(model.forward(x_spectrum, k_spectrum), x_spectrum) + weight * k
+
+    def norm(k):
+        return k.square().sum((-2, -1), keepdim=True).sqrt()
+
+    right_side = model.transpose_in_k(model.masked(y), x_spectrum)
+    direction = kernel / norm(kernel)
+    for _ in range(8):
+        product = matrix(direction)
+        largest = norm(product).clamp(min=1e-12)
+        direction = product / largest
+    largest = 1.05 * largest
+    ahead, t = kernel, torch.ones_like(largest)
+    for _ in range(steps):
+        new = to_simplex(ahead - (matrix(ahead) - right_side) / largest)
+        turned = ((ahead - new) * (new - kernel)).sum((-2, -1), keepdim=True) > 0
+        t = t.masked_fill(turned, 1)
+        t_new = (1 + (1 + 4 * t * t).sqrt()) / 2
+        ahead = new + (t - 1) / t_new * (new - kernel)
+        kernel, t = new, t_new
+    return kernel
+
+
+def refine_kernel(y, kernel, *, rounds=1, kernel_weight=0.7, kernel_steps=20):
+    """Sharpen a good kernel: alternate `deconvolve` and the least squares kernel at full scale.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel : tensor or ndarray, (h, w)
+        Kernel to start from.
+    rounds : int
+        More than a few drift: with a low weight the kernel turns ever
+        narrower, with a high one ever wider.
+    kernel_weight : float
+        As in `coarse_to_fine_kernels`.
+    kernel_steps : int
+        Steps of `fit_kernel`.
+
+    Returns
+    -------
+    tensor of float32, (h, w)
+        Kernel as `estimate_kernel` returns it.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
+    for _ in range(rounds):
+        kernel = kernel_between(y, deconvolve(y, kernel), kernel, kernel_weight=kernel_weight, steps=kernel_steps)
+    return centred(kernel)
+
+
+def kernel_between(y, x, kernel, *, kernel_weight=0.2, steps=20):
+    """The least squares kernel from a sharp image x (H + h - 1, W + w - 1) to the blurry image y (H, W), of gradients.
+
+    ``kernel`` (h, w) is where to start; ``kernel_weight`` is as in `coarse_to_fine_kernels`. Where x is what a network
+    made, its errors are of no one kernel's making, and less weight will do than in `refine_kernel`.
+    """
+    mask = of_gradients(away_from_lights(y, kernel.shape))
+    y = gradients(y)
+    model = Correlation(y.shape[-2:], kernel.shape, mask)
+    weight = kernel_weight * model.masked(y).square().sum()
+    return fit_kernel(model, y, gradients(x), kernel, weight=weight, steps=steps)

@@ -1,0 +1,93 @@
+"""The sharp image of the kernel search: one with few gradients, for a given kernel.
+
+The L0 prior of Xu, Zheng and Jia, "Unnatural L0 sparse representation for
+natural image deblurring", CVPR 2013; where most of the image may be background,
+as a page or the night sky is, with the prior of Pan, Hu, Su and Yang,
+"Deblurring text images via L0-regularized intensity and gradient prior", CVPR
+2014.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from selfdeblur.classical.linear import conjugate_gradients
+from selfdeblur.forward import next_fast_len
+
+
+class FewGradients:
+    """The sharp image with an L0 prior on its gradients, by half-quadratic splitting in the Fourier domain."""
+
+    def __init__(self, y, kernel_size, level_of_background):
+        self.blurry_size, self.kernel_size = y.shape, kernel_size
+        self.level_of_background = level_of_background
+        self.y = _extend_periodically(y, kernel_size)
+        self.y_spectrum = torch.fft.rfft2(self.y)
+        rows = torch.fft.fftfreq(self.y.shape[0], dtype=y.dtype, device=y.device)[:, None]
+        columns = torch.fft.rfftfreq(self.y.shape[1], dtype=y.dtype, device=y.device)[None]
+        # Spectrum of the operator that sends an image to minus its Laplacian of forward differences.
+        self.laplacian = 4 * (torch.sin(math.pi * rows) ** 2 + torch.sin(math.pi * columns) ** 2)
+
+    def __call__(self, kernel, weight, near_background):
+        """Sharp images on the padded grid for kernels (..., h, w); ``weight`` is the cost of a pixel with a gradient,
+        and with ``near_background`` that of a pixel that differs from the background, too."""
+        (h, w), (top, left) = self.kernel_size, (n // 2 for n in self.kernel_size)
+        padded = F.pad(kernel, (0, self.y.shape[1] - w, 0, self.y.shape[0] - h))
+        k_spectrum = torch.fft.rfft2(padded.roll((-top, -left), (-2, -1)))
+        data, power = k_spectrum * self.y_spectrum, k_spectrum.abs() ** 2
+        x = self.y
+        if near_background:
+            for alpha in _geometric(2 * weight, 8, 8):
+                flat = x.masked_fill((x - self.level_of_background) ** 2 < weight / alpha, self.level_of_background)
+                x = self._few_gradients(x, data + alpha * torch.fft.rfft2(flat), power + alpha, weight, 8)
+        else:
+            x = self._few_gradients(x, data, power, weight, 2)
+        x = x.roll((top, left), (-2, -1))
+        return x[..., : self.blurry_size[0] + h - 1, : self.blurry_size[1] + w - 1]
+
+    def _few_gradients(self, x, data, power, weight, growth):
+        for beta in _geometric(2 * weight, growth, 1e5):
+            right, down = x.roll(-1, -1).sub_(x), x.roll(-1, -2).sub_(x)
+            strong = (right.square() + down.square() >= weight / beta).to(x.dtype)
+            right, down = right.mul_(strong), down.mul_(strong)
+            sparse = (right.roll(1, -1) - right).add_(down.roll(1, -2)).sub_(down)
+            spectrum = torch.add(data, torch.fft.rfft2(sparse), alpha=beta)
+            x = torch.fft.irfft2(spectrum.mul_((power + beta * self.laplacian).reciprocal_()), s=self.y.shape)
+        return x
+
+
+def _geometric(first, ratio, end):
+    while first < end:
+        yield first
+        first *= ratio
+
+
+def background_level(y):
+    """Grey level that the background of y (H, W) would have: its 5 % or 95 % quantile, that nearer to the median."""
+    dark, middle, bright = quantile(y, (0.05, 0.5, 0.95)).tolist()
+    return dark if middle - dark < bright - middle else bright
+
+
+def quantile(values, shares):
+    """The values below which these shares of all values lie, without a mean of two."""
+    ordered = values.flatten().sort().values
+    return ordered[(torch.tensor(shares, dtype=torch.float64) * (len(ordered) - 1)).round().long().to(values.device)]
+
+
+def _extend_periodically(y, kernel_size):
+    """Put y in the corner of a larger image that is smooth across its borders when repeated (least gradient energy)."""
+    size = [next_fast_len(n + 2 * k) for n, k in zip(y.shape, kernel_size, strict=True)]
+    free = torch.ones(size, dtype=y.dtype, device=y.device)
+    free[: y.shape[0], : y.shape[1]] = 0
+    known = torch.full_like(free, float(y.mean()))
+    known[: y.shape[0], : y.shape[1]] = y
+
+    def laplacian(v):
+        return 4 * v - v.roll(1, 0) - v.roll(-1, 0) - v.roll(1, 1) - v.roll(-1, 1)
+
+    fixed = known * (1 - free)
+    filling = conjugate_gradients(
+        lambda v: free * laplacian(free * v), -free * laplacian(fixed), known * free, 4 * max(kernel_size)
+    )
+    return fixed + filling * free

@@ -1,0 +1,177 @@
+"""The judge of kernels: how well a kernel explains a blurry image, told without the sharp one.
+
+`free_energy` weighs all sharp images instead of the best one. `extent` tells a
+kernel that does nothing, `noise_level` how much of y is noise, `judged_window`
+which part of a large image is enough. Every kernel is meant in the correlation
+sense of `selfdeblur.forward`.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from selfdeblur.classical.clipped import away_from_lights, of_gradients
+from selfdeblur.classical.linear import Correlation, conjugate_gradients, gradients, smooth
+
+# A kernel of less `extent` is next to a point: it explains any image and deblurs nothing. Camera shakes have 0.13 to
+# 0.35; a size that is twice too large halves it.
+POINT_EXTENT = 0.045
+
+# Deviation in pixels of the Gaussian by which y is smoothed for a second opinion: at full scale kernels are judged by
+# the sum of the free energies of y and of y smoothed. The first takes noise that a kernel was fitted to for detail, the
+# second likes a kernel that is too wide.
+SECOND_OPINION_SIGMA = 1.5
+
+# A kernel is clearly better than another one if the sum above is less than this share of the other's. Of two good
+# kernels, both fitted by networks, the coarser may have 5 % less, and 12 % where there is much noise; one that is right
+# where the other is wrong has 20 % less, or the two cannot be told apart.
+CLEARLY_BETTER = 0.85
+
+# Side of the square of a large image that kernels are judged on: so many pixels, or so many times the kernel's size.
+JUDGED_SIDE, JUDGED_KERNEL_SIZES = 640, 6
+
+
+def least_bad(y, kernels):
+    """Index of the kernel (n, h, w) that explains y (H, W) best, by `badness` on what `judged_window` takes."""
+    part = y[judged_window(y, kernels.shape[1:])]
+    scores = badness(two_opinions(part, away_from_lights(part, kernels.shape[1:])), kernels)
+    return scores.index(min(scores))
+
+
+def clearly_better(y, kernel, other):
+    """Whether a fitted kernel (h, w) explains y (H, W) clearly better than another one, see CLEARLY_BETTER."""
+    if extent(kernel) < POINT_EXTENT:
+        return False
+    part = y[judged_window(y, kernel.shape)]
+    images = two_opinions(part, away_from_lights(part, kernel.shape))
+    (_, energy), (_, others_energy) = badness(images, torch.stack([kernel, other]))
+    return energy < CLEARLY_BETTER * others_energy
+
+
+def two_opinions(y, away=None):
+    """What kernels are judged on at full scale: pairs (image, mask) of y (H, W) and of y smoothed.
+
+    See SECOND_OPINION_SIGMA; ``away`` is as in `free_energy`.
+    """
+    smoothed = smooth(y, SECOND_OPINION_SIGMA)
+    if away is not None:
+        rim = [(n - m) // 2 for n, m in zip(y.shape, smoothed.shape, strict=True)]
+        away_smoothed = away[rim[0] : rim[0] + smoothed.shape[0], rim[1] : rim[1] + smoothed.shape[1]]
+    return [(y, away), (smoothed, None if away is None else away_smoothed)]
+
+
+def badness(images, kernels, **effort):
+    """What kernels (n, h, w) are ordered by, least first: pairs (is next to a point, free energy).
+
+    One next to a point, which explains any image, comes after all others. The
+    energy is the sum over ``images``, forms of one blurry image with their masks; ``effort`` is
+    handed on to `free_energy`.
+    """
+    energies = sum(free_energy(y, kernels, away=away, **effort) for y, away in images)
+    return [(extent(kernel) < POINT_EXTENT, energy) for kernel, energy in zip(kernels, energies.tolist(), strict=True)]
+
+
+def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
+    """How badly a kernel explains the blurry image when all sharp images are weighed, not only the best one.
+
+    The variational bound of sparse Bayesian deconvolution, see Wipf and Zhang,
+    "Revisiting Bayesian blind deconvolution", JMLR 2014: each gradient of x is
+    normal with a variance of its own, its posterior has an independent spread
+    at each pixel. Unlike the energy of a single best image it does not by
+    itself favour the kernel that does nothing.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel : tensor or ndarray, (..., h, w)
+        Kernels to judge.
+    away : tensor of bool (H, W), optional
+        Pixels that count, see `clipped.away_from_lights`; by default all.
+    rounds, steps : int
+        Times the variances are renewed; conjugate gradient steps for each. Too few rounds favour
+        kernels that are too wide.
+
+    Returns
+    -------
+    tensor (...)
+        Lower is better; comparable among kernels of one size for one image.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
+    # White noise of y has twice its variance in the gradients, four times at their finest detail. Were not even that
+    # allowed for, a kernel near to a point, which leaves such detail in the image, would explain y best.
+    of_y = noise_level(y) ** 2
+    noise = max(1e-5 + 2 * of_y, 4 * of_y)
+    y = gradients(y)
+    blur = Correlation(y.shape[-2:], kernel.shape[-2:], of_gradients(away))
+    k_spectrum = blur.spectrum(kernel)
+    y, ones = blur.masked(y), blur.masked(torch.ones_like(y[:1]))
+    precision = blur.transpose_in_x(ones, blur.spectrum(kernel**2)).clamp(min=1e-8) / noise
+    right_side = blur.transpose_in_x(y, k_spectrum) / noise
+    x = torch.zeros_like(right_side)
+    (top, left) = (n // 2 for n in kernel.shape[-2:])
+    x[..., top : top + y.shape[1], left : left + y.shape[2]] = y
+    variance = torch.full_like(x, float(y.square().mean())).clamp(min=1e-10)
+    for number in range(rounds):
+        spread = 1 / (precision + 1 / variance)
+
+        def matrix(v, variance=variance):
+            return blur.transpose_in_x(blur.forward(blur.spectrum(v), k_spectrum), k_spectrum) / noise + v / variance
+
+        x = conjugate_gradients(matrix, right_side, x, steps, scaling=spread, dims=3)
+        renewed = (x**2 + spread).clamp(min=1e-10)
+        # To go beyond what the rule gives brings 14 rounds as far as 40; the last two, by the rule, give a bound.
+        variance = renewed if number >= rounds - 2 else (variance * (renewed / variance) ** 1.8).clamp(min=1e-10)
+    error = (y - blur.forward(blur.spectrum(x), k_spectrum)).square().sum((-3, -2, -1)) / noise
+    return error + (x**2 / variance + (variance / spread).log()).sum((-3, -2, -1))
+
+
+def judged_window(y, kernel_size):
+    """The part of y (H, W) that kernels of a size (h, w) are judged on, as two slices."""
+    return busiest_window(y, max(JUDGED_SIDE, JUDGED_KERNEL_SIZES * max(kernel_size)))
+
+
+def busiest_window(y, side):
+    """The square of at most ``side`` pixels a side with the most structure, as two slices.
+
+    Structure is the mean of the square of the gradient, each pixel's limited to
+    ten times the mean so that single edges do not decide; next to a value of 0
+    or 1, where the image may be clipped and the model does not hold, it is 0.
+
+    Parameters
+    ----------
+    y : tensor (H, W)
+        Image, 0..1.
+    side : int
+
+    Returns
+    -------
+    (slice, slice)
+    """
+    height, width = (min(side, n) for n in y.shape)
+    energy = gradients(y).square().sum(0)
+    clipped = (y <= 0) | (y >= 1)
+    energy[clipped[:-1, :-1] | clipped[:-1, 1:] | clipped[1:, :-1]] = 0
+    energy = energy.clamp(max=10 * float(energy.mean()))
+    sums = F.pad(energy.double().cumsum(0).cumsum(1), (1, 1, 1, 1))
+    sums[-1], sums[:, -1] = sums[-2], sums[:, -2]
+    totals = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    top, left = divmod(int(totals.argmax()), totals.shape[1])
+    return slice(top, top + height), slice(left, left + width)
+
+
+def extent(kernel):
+    """Radius around its centroid that holds half of a kernel (h, w) of sum 1, over the larger of its sides."""
+    places = [torch.arange(n, dtype=torch.float64, device=kernel.device) for n in kernel.shape]
+    kernel = kernel.double()
+    row, column = (kernel.sum(1) * places[0]).sum(), (kernel.sum(0) * places[1]).sum()
+    distances, order = torch.hypot(*torch.meshgrid(places[0] - row, places[1] - column, indexing="ij")).flatten().sort()
+    half = (kernel.flatten()[order].cumsum(0) < kernel.sum() / 2).sum()
+    return float(distances[half]) / max(kernel.shape)
+
+
+def noise_level(y):
+    """Standard deviation of white noise in an image (H, W), from the median of its finest mixed differences."""
+    rows = y[2:] - 2 * y[1:-1] + y[:-2]
+    mixed = rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2]
+    return float(mixed.abs().median()) / 0.6745 / 6

@@ -1,0 +1,114 @@
+"""Linear algebra that search, judge and deconvolution share: correlation by FFT, differences, two small solvers."""
+
+import torch
+import torch.nn.functional as F
+
+from selfdeblur.forward import next_fast_len
+from selfdeblur.losses import gaussian
+
+
+class Correlation:
+    """Valid correlation y = k ⊗ x of images (..., h, w) to (..., H, W), and its transposes, by FFT.
+
+    ``mask``, a tensor that goes with (..., H, W), is 0 at the pixels of y that are left out, and 1 elsewhere; y itself
+    is to be multiplied by it where it is handed to a transpose.
+    """
+
+    def __init__(self, blurry_size, kernel_size, mask=None):
+        self.mask = mask
+        self.blurry_size, self.kernel_size = tuple(blurry_size), tuple(kernel_size)
+        self.sharp_size = tuple(n + k - 1 for n, k in zip(self.blurry_size, self.kernel_size, strict=True))
+        self.fft_size = tuple(next_fast_len(n) for n in self.sharp_size)
+
+    def spectrum(self, a):
+        """Fourier transform of images or kernels, padded to one size."""
+        return torch.fft.rfft2(a, s=self.fft_size)
+
+    def _crop(self, spectrum, size):
+        return torch.fft.irfft2(spectrum, s=self.fft_size)[..., : size[0], : size[1]]
+
+    def forward(self, x_spectrum, k_spectrum):
+        """y = k ⊗ x, and 0 where the mask is 0."""
+        y = self._crop(x_spectrum * k_spectrum.conj(), self.blurry_size)
+        return y if self.mask is None else y * self.mask
+
+    def masked(self, y):
+        """y with 0 where the mask is 0."""
+        return y if self.mask is None else y * self.mask
+
+    def transpose_in_x(self, y, k_spectrum):
+        """What `forward` with a fixed kernel becomes when it is transposed: (H, W) to (h, w)."""
+        return self._crop(self.spectrum(y) * k_spectrum, self.sharp_size)
+
+    def transpose_in_k(self, y, x_spectrum):
+        """What `forward` of C images by one kernel becomes when it is transposed: (..., C, H, W) to (..., h, w)."""
+        return self._crop((x_spectrum * self.spectrum(y).conj()).sum(-3), self.kernel_size)
+
+
+def gradients(x):
+    """Forward differences to the right and down, (..., H, W) to (..., 2, H - 1, W - 1)."""
+    return torch.stack([x[..., :-1, 1:] - x[..., :-1, :-1], x[..., 1:, :-1] - x[..., :-1, :-1]], -3)
+
+
+def differences(x):
+    """First differences of an image (H, W) to the right and down, then second ones: right, down, mixed."""
+    return (
+        x[:, 1:] - x[:, :-1],
+        x[1:] - x[:-1],
+        x[:, 2:] - 2 * x[:, 1:-1] + x[:, :-2],
+        x[2:] - 2 * x[1:-1] + x[:-2],
+        x[1:, 1:] - x[1:, :-1] - x[:-1, 1:] + x[:-1, :-1],
+    )
+
+
+def differences_transposed(d):
+    """What `differences` becomes when it is transposed: five arrays to an image (H, W)."""
+    right, down, right_twice, down_twice, both = d
+    result = F.pad(right, (1, 0)) - F.pad(right, (0, 1)) + F.pad(down, (0, 0, 1, 0)) - F.pad(down, (0, 0, 0, 1))
+    result += F.pad(right_twice, (2, 0)) - 2 * F.pad(right_twice, (1, 1)) + F.pad(right_twice, (0, 2))
+    result += F.pad(down_twice, (0, 0, 2, 0)) - 2 * F.pad(down_twice, (0, 0, 1, 1)) + F.pad(down_twice, (0, 0, 0, 2))
+    result += (
+        F.pad(both, (1, 0, 1, 0)) - F.pad(both, (0, 1, 1, 0)) - F.pad(both, (1, 0, 0, 1)) + F.pad(both, (0, 1, 0, 1))
+    )
+    return result
+
+
+def smooth(x, sigma):
+    """The valid part of an image (H, W) under a Gaussian of a standard deviation in pixels."""
+    taps = gaussian(sigma, min(max(round(3 * sigma), 1), min(x.shape) // 4), x)
+    return F.conv2d(F.conv2d(x[None, None], taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[0, 0]
+
+
+def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2):
+    """Solve matrix(x) = right_side from x on; ``scaling`` is the inverse of the matrix's diagonal, if known.
+
+    Each problem is one tensor of the last ``dims`` dimensions, on its own.
+    """
+    axes = tuple(range(-dims, 0))
+
+    def inner(a, b):
+        return (a * b).sum(axes, keepdim=True)
+
+    residual = right_side - matrix(x)
+    scaled = scaling * residual
+    direction, power = scaled, inner(residual, scaled)
+    enough = 1e-10 * inner(right_side, scaling * right_side)
+    for _ in range(steps):
+        going = power > enough
+        if not going.any():
+            break
+        product = matrix(direction)
+        length = torch.where(going, power / inner(direction, product), 0)
+        x, residual = x + length * direction, residual - length * product
+        scaled = scaling * residual
+        new_power = inner(residual, scaled)
+        direction, power = scaled + torch.where(going, new_power / power, 0) * direction, new_power
+    return x
+
+
+def to_simplex(v):
+    """Nearest point with non-negative entries that sum to 1, of each (h, w)."""
+    ordered = v.flatten(-2).sort(descending=True).values
+    excess = (ordered.cumsum(-1) - 1) / torch.arange(1, ordered.shape[-1] + 1, device=v.device)
+    last = (ordered > excess).sum(-1, keepdim=True) - 1
+    return (v - excess.gather(-1, last)[..., None]).clamp(min=0)

@@ -1,0 +1,312 @@
+"""The kernel search: from a coarse to the full scale, without the sharp image and without a generator.
+
+`coarse_to_fine_kernels` alternates at each scale between a sharp image of few
+gradients (`few_gradients`) and the kernel that best explains the blurry
+gradients given the sharp ones (`fit_kernel`). It does so with several variants
+from many starts, of which ever fewer go on to the next scale: those of least
+`free_energy`. It searches so more than once, from different scales on, and
+joins the searches near the end. `estimate_kernel` refines the best kernel.
+
+Everything is greyscale; every kernel is meant in the correlation sense of
+`selfdeblur.forward`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from selfdeblur.classical.clipped import away_from_lights, of_gradients, shrunk
+from selfdeblur.classical.deconvolution import fit_kernel, refine_kernel
+from selfdeblur.classical.few_gradients import FewGradients, background_level, quantile
+from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, two_opinions
+from selfdeblur.classical.kernels import camera_shake_kernel, centred
+from selfdeblur.classical.linear import Correlation, gradients
+
+# Factor between neighbouring scales. The coarsest has an image or a kernel of about so many pixels a side.
+PYRAMID_RATIO = 2**0.5
+COARSEST_IMAGE, COARSEST_KERNEL = 30, 5
+
+# Powers that the best kernel is raised to, one of which is taken: the fits make the faint parts of a trail too faint, a
+# power below 1 lifts them.
+POWERS = (1.0, 0.9, 0.75, 0.6)
+
+# What the search weighs and how heavily, see `coarse_to_fine_kernels`. No single variant suits all images: a heavier
+# weight finds what another misses; the last two find the kernels of text.
+VARIANTS = (
+    {"kernel_weight": 0.15},
+    {"kernel_weight": 0.45},
+    {"gradient_weight": 1e-2},
+    {"gradient_weight": 1e-2, "near_background": True},
+    {"gradient_weight": 2e-2, "near_background": True},
+)
+
+# Kernels that a variant starts from: STARTS, and twice as many at each scale coarser than number LARGE_KERNEL_SCALE
+# (the finest is 0), up to four times, but not more than have START_PIXELS in their images. What becomes of a large
+# kernel, and only these reach such scales, depends on where it starts.
+STARTS, LARGE_KERNEL_SCALE, START_PIXELS = 12, 4, 200_000
+
+# Searches: the size of kernel from which each starts, and the seed of its starts. Five pixels are too few to tell some
+# kernels apart, and what is lost at a scale does not come back. Whether a search finds a large kernel is a matter of
+# luck, so there are several.
+SEARCHES = ((COARSEST_KERNEL, 0), (9, 1), (13, 2))
+
+# Number of the finest scales at which all searches are one; a search costs little before these.
+JOINED_SCALES = 3
+
+# The searches, with other starts, by which a doubtful estimate is looked for once more.
+SEARCHES_AGAIN = ((9, 3),)
+
+# Kernels that go on to full scale, and how many times more do so at each coarser scale; beyond LARGE_KERNEL_SCALE the
+# square of that: with fewer, large kernels, which are found from many scales on, were lost on the way.
+KERNELS_AT_FULL_SCALE, KERNELS_GROWTH = 4, 2**0.5
+
+# Kernels of one variant are the same if their normalised correlation is above this.
+SAME_KERNEL = 0.98
+
+
+class Effort(NamedTuple):
+    """Steps of `fit_kernel`; rounds and steps of `free_energy`."""
+
+    kernel_steps: int
+    rounds: int
+    steps: int
+
+
+# Effort at the two finest scales, and at the others, where an error is mended later.
+FINE_EFFORT = Effort(kernel_steps=20, rounds=14, steps=7)
+COARSE_EFFORT = Effort(kernel_steps=12, rounds=10, steps=6)
+
+# Gradient that one in a hundred exceeds in a photograph, even in one blurred by 75 pixels. Where it is smaller, the
+# weight of gradients falls with its square.
+USUAL_GRADIENT = 0.016
+
+# Pixels, of all images together, that are worked on at a time, so that memory suffices.
+PIXELS_AT_A_TIME = 1 << 21
+
+# Most noise (standard deviation) with which a kernel is refined. With more a refinement fits the kernel to the noise,
+# which it finds in y and in the sharp image.
+MOST_NOISE_REFINED = 4e-3
+
+
+def estimate_kernel(
+    y: torch.Tensor | np.ndarray,
+    kernel_size: tuple[int, int],
+    *,
+    variants: Sequence[Mapping[str, Any]] = VARIANTS,
+    searches: Sequence[tuple[int, int]] = SEARCHES,
+    starts: int = STARTS,
+    powers: Sequence[float] = POWERS,
+) -> torch.Tensor:
+    """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1. Of a large one, the search sees the part that `judged_window` takes.
+    kernel_size : (int, int)
+        Size (h, w) of the kernel, odd.
+    variants, searches, starts
+        As in `coarse_to_fine_kernels`.
+    powers : sequence of float
+        Of the best kernel, after `refine_kernel` on all of y unless that has much noise, raised to each of these
+        powers, that of least `free_energy` is returned.
+
+    Returns
+    -------
+    tensor of float32, (h, w)
+        Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    part = y[judged_window(y, kernel_size)]
+    found = coarse_to_fine_kernels(part, kernel_size, variants, searches=searches, starts=starts)
+    kernel = found[0][1]
+    if noise_level(y) <= MOST_NOISE_REFINED:
+        kernel = refine_kernel(y, kernel)
+    lifted = torch.stack([kernel**power for power in powers])
+    lifted /= lifted.sum((1, 2), keepdim=True)
+    return lifted[free_energy(part, lifted, away=away_from_lights(part, kernel_size)).argmin()]
+
+
+def coarse_to_fine_kernels(
+    y, kernel_size, variants=VARIANTS, *, searches=SEARCHES, starts=STARTS, kept=KERNELS_AT_FULL_SCALE, steps=5
+):
+    """Search for the kernel from a coarse to the full scale with the L0 gradient prior.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    kernel_size : (int, int)
+        Size (h, w) of the kernel, odd.
+    variants : sequence of dict
+        ``gradient_weight``, by default 4e-3: cost of one pixel with a gradient,
+        in squared grey levels of the 0..1 range. It falls by a tenth at every
+        step, not below 1e-4, so the first images keep only the strongest edges.
+        In an image of little contrast, as of a slide, it is less, see USUAL_GRADIENT.
+        ``kernel_weight``, by default 0.15: cost of the kernel's sum of squares,
+        against the squared error of the gradients summed over the image, as a
+        share of the sum of squared gradients of y at full scale. So contrast
+        and size of the image do not matter, and coarse scales, which have fewer
+        pixels, smooth more. ``near_background``, by default False: whether a
+        pixel that differs from the background costs as much as one with a
+        gradient.
+    searches : sequence of (int, int)
+        Searches, each for itself down to the scale where they are joined, see JOINED_SCALES. The first number says
+        where a search starts: at the coarsest scale with a kernel of at least so many pixels, or at the one where they
+        are joined. The second is the seed of its starts. Of several that would start at the same scale only the first
+        is made.
+    starts : int
+        Kernels that each variant has there, more for large kernels, fewer for large images, see STARTS. Of up to five
+        pixels the first two are pairs of pixels, horizontal and vertical; the others are drawn as camera shakes.
+    kept : int
+        Kernels that go on to full scale; at each coarser scale KERNELS_GROWTH times as many or more, of each search
+        before they are joined, of all from then on. Those of one variant differ.
+    steps : int
+        Steps (one image, one kernel) at each scale.
+
+    Returns
+    -------
+    list of ((bool, float), tensor of float32 (h, w))
+        Some kernels as `estimate_kernel` returns them. Before each, whether it is next to a point, and its
+        `free_energy` in y and in y smoothed, see `judge.two_opinions`; least first, so those that are next to a point
+        are last.
+
+    Notes
+    -----
+    Neighbouring scales differ by a factor of sqrt(2); the coarsest has a
+    kernel of about 5 pixels, or an image of about 30. The kernel is fitted in
+    the valid region only, so it does not see the image's border. Nothing is cut
+    off below a threshold: thin, faint parts of a trail carry much of the blur,
+    and the projection on the simplex removes weak noise by itself.
+    """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    y_gradients, level_of_background = gradients(y), background_level(y)
+    away = away_from_lights(y, kernel_size)
+    energy = (y_gradients if away is None else y_gradients * of_gradients(away)).square().sum()
+    sizes = _sizes(y.shape, kernel_size)
+    contrast = min(float(quantile(y_gradients.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
+    gradient_weights = [contrast * variant.get("gradient_weight", 4e-3) for variant in variants]
+    joined = min(JOINED_SCALES, len(sizes)) - 1
+    seeds = {_first_level(sizes, coarsest, joined): seed for coarsest, seed in reversed(searches)}
+    pools = []  # of each search: the kernels (n, h, w) of each variant by its number
+    for level in reversed(range(max(seeds) + 1)):
+        size, k_size = sizes[level]
+        beyond = max(level - LARGE_KERNEL_SCALE, 0)
+        if level in seeds:
+            count = max(min(starts * 2 ** min(beyond, 2), START_PIXELS // math.prod(size)), 1)
+            rng = np.random.Generator(np.random.PCG64(seeds[level]))
+            pools.append({number: _starts(k_size, count, rng).to(y.device) for number in range(len(variants))})
+        shrunken = _shrink(y, size) if level else y
+        scale = _SearchScale(shrunken, k_size, level_of_background, level, shrunk(away, size))
+        done = steps * (len(sizes) - 1 - level)
+        found = []
+        for pool in pools:
+            found.append([])
+            for number, kernels in pool.items():
+                variant = variants[number]
+                weight = variant.get("kernel_weight", 0.15) * energy
+                falling = [_weight_after(gradient_weights[number], step) for step in range(done, done + steps)]
+                fitted = scale.fit(kernels, falling, weight, variant.get("near_background", False))
+                found[-1] += [(score, number, kernel) for score, kernel in fitted]
+        if level == joined:
+            found = [[entry for entries in found for entry in entries]]
+        count = round(kept * KERNELS_GROWTH ** (level - 1 + beyond))
+        bests = [_distinct(sorted(entries, key=_first), count) for entries in found]
+        pools = [{n: torch.stack([kernel for _, m, kernel in best if m == n]) for _, n, _ in best} for best in bests]
+    return [(score, centred(kernel)) for score, _, kernel in bests[0]]
+
+
+class _SearchScale:
+    """The image at one scale of the search, for kernels of one size."""
+
+    def __init__(self, y, kernel_size, level_of_background, level, away):
+        self.y, self.kernel_size = y, kernel_size
+        self.effort = FINE_EFFORT if level < 2 else COARSE_EFFORT
+        self.judged = [(y, away)] if level else two_opinions(y, away)
+        self.gradients = gradients(y)
+        self.model = Correlation(self.gradients.shape[-2:], kernel_size, of_gradients(away))
+        self.sharp = FewGradients(y, kernel_size, level_of_background)
+
+    def fit(self, kernels, gradient_weights, weight, near_background):
+        """Kernels (n, h, w) of the scale before after one step for each gradient weight, as pairs (badness, kernel)."""
+        effort = self.effort
+        for some in _enlarge(kernels, self.kernel_size).split(max(PIXELS_AT_A_TIME // self.y.numel(), 1)):
+            for gradient_weight in gradient_weights:
+                x = gradients(self.sharp(some, gradient_weight, near_background))
+                some = fit_kernel(self.model, self.gradients, x, some, weight=weight, steps=effort.kernel_steps)
+            yield from zip(badness(self.judged, some, rounds=effort.rounds, steps=effort.steps), some, strict=True)
+
+
+def _first_level(sizes, coarsest, joined):
+    """The coarsest of the scales with a kernel of at least ``coarsest`` pixels, not finer than the level ``joined``."""
+    return max(sum(max(k_size) >= coarsest for _, k_size in sizes) - 1, joined)
+
+
+def _first(entry):
+    return entry[0]
+
+
+def _weight_after(weight, steps):
+    return max(weight / 1.1**steps, 1e-4)
+
+
+def _distinct(found, count):
+    """The first ``count`` of (badness, variant, kernel), less what equals an earlier one of its variant."""
+    best = []
+    for score, number, kernel in found:
+        if all(number != other or _similarity(kernel, earlier) <= SAME_KERNEL for _, other, earlier in best):
+            best.append((score, number, kernel))
+        if len(best) == count:
+            break
+    return best
+
+
+def _similarity(a, b):
+    """`kernel_similarity` of the scores by FFT: the sums that those are made of take a second at 75 x 75."""
+    size = [2 * n - 1 for n in a.shape]
+    products = torch.fft.irfft2(torch.fft.rfft2(a, s=size) * torch.fft.rfft2(b, s=size).conj(), s=size)
+    return float(products.max() / (a.norm() * b.norm()))
+
+
+def _sizes(size, kernel_size):
+    """Sizes of image and kernel, finest first, down to a kernel of about 5 pixels or an image of about 30."""
+    sizes, scale = [(tuple(size), tuple(kernel_size))], 1.0
+    while max(sizes[-1][1]) > COARSEST_KERNEL:
+        scale /= PYRAMID_RATIO
+        if min(size) * scale <= COARSEST_IMAGE:
+            break
+        sizes.append((tuple(round(n * scale) for n in size), tuple(_odd(n * scale) for n in kernel_size)))
+    return sizes
+
+
+def _odd(n):
+    return max(2 * round((n - 1) / 2) + 1, 3)
+
+
+def _starts(size, count, rng):
+    """Kernels (n, h, w) to start a search from, see `coarse_to_fine_kernels`; pairs of pixels alone if a side is 1."""
+    row, column = (n // 2 for n in size)
+    pairs = torch.zeros(2, *size)
+    pairs[:, row, column] = pairs[0, row, column - 1] = pairs[1, row - 1, column] = 0.5
+    flat = min(size) == 1
+    kernels = list(pairs) if flat or max(size) <= COARSEST_KERNEL else []
+    if not flat:
+        kernels += [torch.from_numpy(camera_shake_kernel(size, rng=rng)).float() for _ in range(count)]
+    kernels = torch.stack(kernels[:count])
+    return kernels / kernels.sum((1, 2), keepdim=True)
+
+
+def _shrink(image, size):
+    return F.interpolate(image[None, None], size=size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
+
+
+def _enlarge(kernels, size):
+    """Kernels (n, h, w) at another size."""
+    if kernels.shape[1:] == size:
+        return kernels
+    kernels = F.interpolate(kernels[None], size=size, mode="bilinear", align_corners=False)[0]
+    return torch.stack([centred(kernel) for kernel in kernels])

@@ -1,0 +1,16 @@
+"""How the files of a folder of results are called, and the order of names."""
+
+import re
+
+# What follows the NAME of an image: sharp image, kernel, states of the networks, losses, checkpoint, record.
+IMAGE, KERNEL = "_x.png", "_k.png"
+IMAGE_NETWORK, KERNEL_NETWORK = "_xnet.pth", "_knet.pth"
+HISTORY, CHECKPOINT, RECORD = "_history.csv", "_checkpoint.pth", ".json"
+
+# Files of all images of a folder: the settings that they share, the images that could not be done.
+CONFIG, FAILURES = "config.json", "failures.csv"
+
+
+def natural(name):
+    """Sort key that puts im2 before im10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,294 @@
+"""A run: one fit, or several fits one after the other, with the interface of one.
+
+What a stage hands on is its kernel. Before a stage that starts at kernels, these
+are searched for, or chosen by `selfdeblur.vote` where there are two.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfdeblur.classical import deconvolve, estimate_kernel, quality
+from selfdeblur.classical.deconvolution import kernel_between
+from selfdeblur.classical.judge import busiest_window
+from selfdeblur.classical.search import SEARCHES_AGAIN
+from selfdeblur.forward import centre
+from selfdeblur.settings import DECONVOLVED
+from selfdeblur.solver import Fit
+from selfdeblur.vote import vote
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a run has come to, on its device.
+
+    Attributes
+    ----------
+    x : tensor (H + h - 1, W + w - 1)
+        Sharp image on the padded grid, range 0 to 1.
+    kernel : tensor (h, w)
+        Sum 1, correlation sense.
+    other : tensor (H + h - 1, W + w - 1) or None
+        Where x is a mean, the image that is in it besides that of G_x.
+    """
+
+    x: Tensor
+    kernel: Tensor
+    other: Tensor | None
+
+    @property
+    def image(self):
+        """The sharp image over the blurry one, (H, W)."""
+        return centre(self.x[None, None], self.kernel.shape)[0, 0]
+
+
+class Run:
+    """The fits of one image.
+
+    Parameters
+    ----------
+    y : tensor (1, 1, H, W)
+        Blurry image, range 0 to 1; its device and type are those of the run.
+    kernel_size : tuple of int
+        (h, w), odd.
+    settings : Settings
+    kernel : tensor (1, 1, h, w), optional
+        Known kernel in correlation sense; with it only G_x is fitted.
+    plain : bool
+        See `selfdeblur.solver.Fit`.
+
+    Attributes
+    ----------
+    fit : Fit or None
+        The fit of the stage that the run is in. None where a search has to come
+        first, which takes seconds and is left for the first step.
+    stage : str
+        Name of that stage, "" before the first one.
+    losses : tensor (num_iter,)
+        The objective at each step done so far, of all stages.
+    kernels : dict of str to tensor (h, w)
+        The kernels handed on so far, by the stage that found them; "estimate"
+        is that of the search.
+    images : dict of str to tensor (H + h - 1, W + w - 1)
+        The images of stages so far that a later one takes into its mean.
+    disagreement : float or None
+        `selfdeblur.classical.quality.disagreement` of the two kernels that a vote left.
+    vote : str or None
+        What decided that vote, see `selfdeblur.vote`.
+    """
+
+    def __init__(self, y, kernel_size, settings, *, kernel=None, plain=False):
+        self.y, self.kernel_size, self.settings = y, kernel_size, settings
+        self.kernel, self.plain = kernel, plain
+        self.losses = torch.zeros(settings.num_iter, dtype=y.dtype, device=y.device)
+        self.stages = settings.each_stage()
+        self.kernels, self.images = {}, {}
+        self.disagreement = self.vote = None
+        self._slowed = 0
+        first = next(iter(self.stages))
+        if self.stages[first].kernel_from:
+            self.stage, self.fit, self.kernel_starts = "", None, None
+        else:
+            self._enter(first, self._new_fit(first, None), None)
+
+    @property
+    def stage_begin(self):
+        """Steps of the run before this stage."""
+        return self._begin(self.stage)
+
+    @property
+    def steps_done(self):
+        """Steps of all stages."""
+        return self.stage_begin + self.fit.steps_done if self.fit else 0
+
+    @property
+    def slowed(self):
+        """How often the learning rates were halved besides the milestones."""
+        return self._slowed
+
+    @slowed.setter
+    def slowed(self, times):
+        self._slowed = times
+        if self.fit:
+            self.fit.slowed = times
+
+    def step(self):
+        """One step of the fit of this stage; after the last one of a stage, the first of the next."""
+        self.gradient()
+        self.update()
+
+    def gradient(self):
+        """The objective and its gradient, see `Fit.gradient`."""
+        if self.fit is None or self.fit.steps_done == self.fit.settings.num_iter:
+            self._next_stage()
+        self.fit.gradient()
+
+    def update(self):
+        """Move the parameters by the gradient."""
+        self.fit.update()
+
+    def data_term(self, step):
+        """Name of the data term at a step of the run, counted from 0: "mse" or "1-ssim"."""
+        for settings in self.stages.values():
+            if step < settings.num_iter:
+                break
+            step -= settings.num_iter
+        return settings.data_term(step)
+
+    def is_finite(self):
+        """Whether the losses of this stage and all parameters are numbers."""
+        return self.fit.is_finite()
+
+    @property
+    def fits_all_of_y(self):
+        """Whether the stage fits all of y, not only a window."""
+        return self.fit.y.shape == self.y.shape
+
+    def output(self):
+        """The `Output` so far, without the noise of the steps, so that the networks alone give it again.
+
+        Where the image is a mean with a deconvolved one, this deconvolves y for
+        the least squares kernel from G_x's image to y: a fit of both at once
+        leaves the kernel behind, and on most images this one is better.
+        """
+        x, k = (output[0, 0] for output in self.fit.outputs())
+        other_stage = self.fit.settings.mean_with
+        if other_stage is None:
+            return Output(x, k, None)
+        if other_stage == DECONVOLVED:
+            y = self.y[0, 0]
+            other = deconvolve(y, kernel_between(y, x, k)).clamp(0, 1).to(y)
+        else:
+            other = self.images[other_stage]
+        return Output((x + other) / 2, k, other)
+
+    def result(self):
+        """The image (H, W) and the kernel (h, w) of `output`, on the CPU."""
+        output = self.output()
+        return output.image.cpu(), output.kernel.cpu()
+
+    def quality(self, output):
+        """What `selfdeblur.classical.quality.assess` says of an output, and what decided the vote, if there was one."""
+        measures = quality.assess(self.y[0, 0], output.x, output.kernel, self.disagreement)
+        return measures if self.vote is None else {**measures, "vote": self.vote}
+
+    def image_state(self, output):
+        """The state of G_x as `selfdeblur.load_model` reads it.
+
+        Besides the parameters, what G_x sees in a guided stage as ``guide`` and, where the image is a mean, the other
+        part of it as ``other``.
+        """
+        state = self.fit.G_x.state_dict()
+        if self.fit.settings.guided:
+            state["guide"] = self.fit.z_x
+        if output.other is not None:
+            state["other"] = output.other
+        return state
+
+    def kernel_state(self):
+        """The state of G_k, or None where the kernel is known."""
+        return self.fit.G_k.state_dict() if self.kernel is None else None
+
+    def _next_stage(self):
+        """Go from the end of a stage, or from before the first one, to the next.
+
+        The run is changed at the end only: where this is given up by an exception, it is as it was before.
+        """
+        names = list(self.stages)
+        name = names[names.index(self.stage) + 1] if self.stage else names[0]
+        settings = self.stages[name]
+        kernels, images = dict(self.kernels), dict(self.images)
+        if self.fit:
+            x, k = (output[0, 0] for output in self.fit.outputs())
+            kernels[self.stage] = k
+            if any(later.mean_with == self.stage for later in self.stages.values()):
+                images[self.stage] = x
+        if "estimate" in settings.kernel_from and "estimate" not in kernels:
+            kernels["estimate"] = self._search()
+        starts, guides = [kernels[source] for source in settings.kernel_from], None
+        disagreement, decided_by = self.disagreement, self.vote
+        if len(starts) == 2:
+            choice = vote(
+                self.y[0, 0],
+                *starts,
+                kernels[settings.rival] if settings.rival else None,
+                doubt=settings.doubt,
+                search_again=lambda: self._search(searches=SEARCHES_AGAIN),
+            )
+            starts, guides = choice.kernels, choice.images
+            disagreement, decided_by = choice.disagreement, choice.reason
+            if choice.estimate is not None:
+                kernels["estimate"] = choice.estimate
+        starts = torch.stack(list(starts)) if starts else None
+        fit = self._new_fit(name, starts, guides)
+        fit.slowed = self._slowed
+        self._enter(name, fit, starts)
+        self.kernels, self.images = kernels, images
+        self.disagreement, self.vote = disagreement, decided_by
+
+    def _search(self, **how):
+        return estimate_kernel(self.y[0, 0], self.kernel_size, **how).to(self.y)
+
+    def _new_fit(self, name, starts, guides=None):
+        """The fit of a stage at its first step; G_k starts at the mean of ``starts`` (n, h, w) if there are any.
+
+        ``guides``, if they are there already, are y deconvolved with each of them.
+        """
+        settings, y = self.stages[name], self.y
+        if settings.window:
+            rows, columns = busiest_window(y[0, 0], settings.window)
+            y, guides = y[..., rows, columns].contiguous(), None
+        if settings.guided:
+            guides = guides or [deconvolve(y[0, 0], kernel) for kernel in starts]
+        begin = self._begin(name)
+        return Fit(
+            y,
+            self.kernel_size,
+            settings,
+            kernel=self.kernel,
+            start=None if starts is None else starts.mean(0),
+            guides=guides if settings.guided else None,
+            losses=self.losses[begin : begin + settings.num_iter],
+            plain=self.plain,
+        )
+
+    def _enter(self, name, fit, starts):
+        self.stage, self.fit, self.kernel_starts = name, fit, starts
+
+    def _begin(self, name):
+        """Steps of the run before the stage ``name``."""
+        begin = 0
+        for stage, settings in self.stages.items():
+            if stage == name:
+                break
+            begin += settings.num_iter
+        return begin if name else 0
+
+    def state_dict(self):
+        """All that `load_state_dict` needs to go on as if there had been no interruption."""
+        return {
+            "steps_done": self.steps_done,
+            "stage": self.stage,
+            "fit": self.fit.state_dict(),
+            "earlier_losses": self.losses[: self.stage_begin].cpu(),
+            "kernel_starts": None if self.kernel_starts is None else self.kernel_starts.cpu(),
+            "kernels": {name: kernel.cpu() for name, kernel in self.kernels.items()},
+            "images": {name: image.cpu() for name, image in self.images.items()},
+            "disagreement": self.disagreement,
+            "vote": self.vote,
+        }
+
+    def load_state_dict(self, state):
+        """Go on from a state that `state_dict` gave, of a run with the same image and settings."""
+        starts = state["kernel_starts"]
+        if starts is not None:
+            starts = starts.to(self.y)
+        fit = self._new_fit(state["stage"], starts)
+        fit.load_state_dict(state["fit"])
+        self._enter(state["stage"], fit, starts)
+        self._slowed = fit.slowed
+        self.losses[: self.stage_begin] = state["earlier_losses"]
+        self.kernels = {name: kernel.to(self.y) for name, kernel in state["kernels"].items()}
+        self.images = {name: image.to(self.y) for name, image in state["images"].items()}
+        self.disagreement, self.vote = state["disagreement"], state["vote"]
