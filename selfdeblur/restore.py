@@ -19,6 +19,7 @@ from selfdeblur.classical import quality as judge
 from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
 from selfdeblur.classical.judge import extent, judged_window, noise_level
 from selfdeblur.classical.search import SEARCHES, estimate_kernel
+from selfdeblur.classical.size import estimate_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import stepping
@@ -35,8 +36,6 @@ FLAT = 2 / 255
 POINT_RADIUS = 0.75
 # Chroma is smooth, and its deconvolution soon done: more rounds and steps change it by less than 0.3 dB.
 CHROMA_EFFORT = {"rounds": 3, "steps": 12}
-# The size of a kernel that nothing is known of.
-USUAL_SIZE = 31
 
 
 @dataclass(frozen=True)
@@ -194,16 +193,8 @@ def _unchanged(array, y, begun, noise, reason, notes=(), *, kernel=None, quality
 
 
 def _size(y):
-    """Odd size (h, w) of a kernel for a picture (H, W) of which nothing is known."""
-    most = max(min(y.shape) // 3, 3)
-    try:
-        from selfdeblur.classical.size import estimate_size
-    except ImportError:
-        size = USUAL_SIZE
-    else:
-        size = max(np.atleast_1d(estimate_size(torch.from_numpy(np.ascontiguousarray(y)))))
-    size = int(min(size, most))
-    return (size - 1 + size % 2,) * 2
+    """The size of a kernel that nothing is known of, for a luminance y (H, W)."""
+    return estimate_size(torch.from_numpy(np.ascontiguousarray(y)))
 
 
 def _check_room(shape, size):
