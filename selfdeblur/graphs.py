@@ -21,7 +21,7 @@ import warnings
 
 import torch
 
-# Steps between two looks at the losses.
+# Steps between two looks at the losses: each waits for the GPU.
 CHECK_EVERY = 50
 
 

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+# Constants and window of SSIM as Wang et al. have them, for images within 0 to 1.
 C1, C2 = 0.01**2, 0.03**2
 TAPS, SIGMA = 11, 1.5
 

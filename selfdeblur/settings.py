@@ -73,6 +73,12 @@ class Settings:
     doubt : float
         If `selfdeblur.classical.quality.disagreement` of two kernels is larger than this,
         another search follows, and one kernel may be left out, see `selfdeblur.vote`.
+    passes : float
+        The estimate's kernel and image are the result, and not the networks', if
+        the energy by which the judge orders kernels is less than this share of
+        that of the networks' kernel, see `selfdeblur.classical.judge.badness`.
+    most_noise : float
+        So they are if y has white noise of more than this deviation.
     rival : str or None
         A stage that knows nothing of the estimate. If its kernel is far from the
         last of the others, another search follows, too, and it may take part or
@@ -115,6 +121,8 @@ class Settings:
     non_local: bool = True
     kernel_from: tuple[str, ...] = ()
     doubt: float = 0.0
+    passes: float = 0.0
+    most_noise: float = 1.0
     rival: str | None = None
     guided: bool = False
     mean_with: str | None = None
@@ -191,6 +199,8 @@ GUIDED = {
     "channels": (32,) * 3,
     "kernel_from": ("estimate", "check"),
     "doubt": DOUBT,
+    "passes": 0.87,
+    "most_noise": 0.02,
     "guided": True,
 }
 

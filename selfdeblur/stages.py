@@ -4,6 +4,7 @@ What a stage hands on is its kernel. Before a stage that starts at kernels, thes
 are searched for, or chosen by `selfdeblur.vote` where there are two.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from selfdeblur.classical import deconvolve, estimate_kernel, quality
 from selfdeblur.classical.deconvolution import kernel_between
-from selfdeblur.classical.judge import busiest_window
+from selfdeblur.classical.judge import busiest_window, clearly_better, noise_level
 from selfdeblur.classical.search import SEARCHES_AGAIN
 from selfdeblur.forward import centre
 from selfdeblur.settings import DECONVOLVED
@@ -30,12 +31,18 @@ class Output:
     kernel : tensor (h, w)
         Sum 1, correlation sense.
     other : tensor (H + h - 1, W + w - 1) or None
-        Where x is a mean, the image that is in it besides that of G_x.
+        The image that is in x besides that of G_x.
+    share : float
+        Share of ``other`` in x; the rest is G_x's.
+    handed_back : str or None
+        Why image and kernel are those of the estimate, and not of the networks.
     """
 
     x: Tensor
     kernel: Tensor
-    other: Tensor | None
+    other: Tensor | None = None
+    share: float = 0.0
+    handed_back: str | None = None
 
     @property
     def image(self):
@@ -155,13 +162,31 @@ class Run:
         x, k = (output[0, 0] for output in self.fit.outputs())
         other_stage = self.fit.settings.mean_with
         if other_stage is None:
-            return Output(x, k, None)
+            return Output(x, k)
+        y = self.y[0, 0]
+        if reason := self._against_networks(k):
+            estimate = self.kernels["estimate"]
+            image = deconvolve(y, estimate).clamp(0, 1).to(y)
+            return Output(image, estimate, image, 1.0, reason)
         if other_stage == DECONVOLVED:
-            y = self.y[0, 0]
             other = deconvolve(y, kernel_between(y, x, k)).clamp(0, 1).to(y)
         else:
             other = self.images[other_stage]
-        return Output((x + other) / 2, k, other)
+        return Output((x + other) / 2, k, other, 0.5)
+
+    def _against_networks(self, kernel):
+        """Why the estimate is to be taken instead of what the networks made of it; None if they may have improved it.
+
+        A generator that is still smooth narrows the kernel to make up for it, and one that sees noise fits it.
+        """
+        settings, y = self.fit.settings, self.y[0, 0]
+        if "estimate" not in self.kernels:
+            return None
+        if noise_level(y) > settings.most_noise:
+            return "there is too much noise for a fit of networks"
+        if clearly_better(y, self.kernels["estimate"], kernel, share=settings.passes):
+            return "the kernel of the networks explains the blurry image worse than the estimate does"
+        return None
 
     def result(self):
         """The image (H, W) and the kernel (h, w) of `output`, on the CPU."""
@@ -169,26 +194,33 @@ class Run:
         return output.image.cpu(), output.kernel.cpu()
 
     def quality(self, output):
-        """What `selfdeblur.classical.quality.assess` says of an output, and what decided the vote, if there was one."""
+        """What `selfdeblur.classical.quality.assess` says of an output, and what decided, see ``vote`` and `Output`."""
         measures = quality.assess(self.y[0, 0], output.x, output.kernel, self.disagreement)
-        return measures if self.vote is None else {**measures, "vote": self.vote}
+        decided = {"vote": self.vote, "handed_back": output.handed_back}
+        return measures | {name: reason for name, reason in decided.items() if reason is not None}
 
     def image_state(self, output):
         """The state of G_x as `selfdeblur.load_model` reads it.
 
-        Besides the parameters, what G_x sees in a guided stage as ``guide`` and, where the image is a mean, the other
-        part of it as ``other``.
+        Besides the parameters, what G_x sees in a guided stage as ``guide`` and, where the image is not G_x's alone,
+        the other part of it as ``other`` and its ``share``.
         """
         state = self.fit.G_x.state_dict()
         if self.fit.settings.guided:
             state["guide"] = self.fit.z_x
         if output.other is not None:
-            state["other"] = output.other
+            state["other"], state["share"] = output.other, torch.tensor(output.share)
         return state
 
-    def kernel_state(self):
-        """The state of G_k, or None where the kernel is known."""
-        return self.fit.G_k.state_dict() if self.kernel is None else None
+    def kernel_state(self, output):
+        """The state of a G_k that gives the kernel of an output, or None where the kernel is known."""
+        if self.kernel is not None:
+            return None
+        if output.handed_back is None:
+            return self.fit.G_k.state_dict()
+        generator = copy.deepcopy(self.fit.G_k)
+        generator.start_at(self.fit.z_k, output.kernel)
+        return generator.state_dict()
 
     def _next_stage(self):
         """Go from the end of a stage, or from before the first one, to the next.

@@ -18,9 +18,10 @@ MOST_LIGHTS = 0.03
 LEAST_LEFT = 0.3
 
 
-def nearly_white(y):
-    """Where an image (H, W), 0..1, may be clipped; a tensor of bool."""
-    return y >= NEARLY_WHITE
+def lights(y):
+    """Where an image (H, W), 0..1, may be clipped: a tensor of bool; None where nothing is, or too much for lights."""
+    white = y >= NEARLY_WHITE
+    return white if 0 < float(white.double().mean()) <= MOST_LIGHTS else None
 
 
 def away_from_lights(y, kernel_size):
@@ -28,11 +29,11 @@ def away_from_lights(y, kernel_size):
 
     ``kernel_size`` is (h, w) of the kernel that may have spread the lights.
     """
-    lights = nearly_white(y)
-    if not 0 < float(lights.double().mean()) <= MOST_LIGHTS:
+    white = lights(y)
+    if white is None:
         return None
     h, w = kernel_size
-    away = F.max_pool2d(lights[None, None].to(y), (h, w), stride=1, padding=(h // 2, w // 2))[0, 0] == 0
+    away = F.max_pool2d(white[None, None].to(y), (h, w), stride=1, padding=(h // 2, w // 2))[0, 0] == 0
     return away if float(away.double().mean()) >= LEAST_LEFT else None
 
 

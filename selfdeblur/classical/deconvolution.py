@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from selfdeblur.classical.clipped import away_from_lights, nearly_white, of_gradients
+from selfdeblur.classical.clipped import away_from_lights, lights, of_gradients
 from selfdeblur.classical.judge import noise_level
 from selfdeblur.classical.kernels import centred
 from selfdeblur.classical.linear import (
@@ -45,7 +45,8 @@ def deconvolve(
     reweighted least squares, D being the first and, at a quarter of the
     weight, the second differences of x. The error is summed over the blurry
     image's pixels only: nothing is assumed about what lies outside. A pixel
-    that is nearly white and would be brighter still, as a light, is left out.
+    that is nearly white and would be brighter still is left out, where such
+    pixels are few, as lights are.
 
     Parameters
     ----------
@@ -73,10 +74,10 @@ def deconvolve(
     k_spectrum = blur.spectrum(kernel)
     (top, left) = (n // 2 for n in kernel.shape)
     x = F.pad(y[None, None], (left, kernel.shape[1] - 1 - left, top, kernel.shape[0] - 1 - top), mode="replicate")[0, 0]
-    white = nearly_white(y)
+    white = lights(y)
     weights = [torch.full_like(d, s) for d, s in zip(differences(x), DIFFERENCE_WEIGHTS, strict=True)]
     for number in range(rounds + 1):
-        if white.any():
+        if white is not None:
             blur.mask = None
             brighter = blur.forward(blur.spectrum(x), k_spectrum) > 1 if number else white
             blur.mask = (~(white & brighter)).to(y)

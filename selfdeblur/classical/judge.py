@@ -37,14 +37,14 @@ def least_bad(y, kernels):
     return scores.index(min(scores))
 
 
-def clearly_better(y, kernel, other):
-    """Whether a fitted kernel (h, w) explains y (H, W) clearly better than another one, see CLEARLY_BETTER."""
+def clearly_better(y, kernel, other, *, share=CLEARLY_BETTER):
+    """Whether a kernel (h, w) explains y (H, W) clearly better than another: with less than a share of its energy."""
     if extent(kernel) < POINT_EXTENT:
         return False
     part = y[judged_window(y, kernel.shape)]
     images = two_opinions(part, away_from_lights(part, kernel.shape))
     (_, energy), (_, others_energy) = badness(images, torch.stack([kernel, other]))
-    return energy < CLEARLY_BETTER * others_energy
+    return energy < share * others_energy
 
 
 def two_opinions(y, away=None):

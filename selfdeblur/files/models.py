@@ -15,7 +15,7 @@ from selfdeblur.files.tensors import read_torch
 from selfdeblur.forward import centre
 from selfdeblur.solver import Z_CHANNELS, draw_z_k, draw_z_x
 
-# A damaged file may claim any size.
+# Most scales and channels of a network that is read: a damaged file may claim any size.
 MOST_SCALES, MOST_CHANNELS = 8, 512
 
 
@@ -52,12 +52,18 @@ class ImageModel:
         self.image_size, self.kernel_size = image_size, kernel_size
         self._path, self._seed = path, seed
         self._guide, self._other = state.pop("guide", None), state.pop("other", None)
+        share = state.pop("share", torch.tensor(0.5))
         self._net = _filled(_generator(state), path, state)
         channels = self._net.scales[0].down[0].in_channels
         if self._guide is not None and (self._guide.dim() != 4 or tuple(self._guide.shape[:2]) != (1, channels)):
             raise UserError(f"{path}: the image that the network in it sees is of another shape")
         if self._other is not None and (self._guide is None or self._other.shape != self._guide.shape[2:]):
             raise UserError(f"{path}: the image that makes a mean with that of the network is of another shape")
+        if share.numel() != 1 or not 0 <= float(share) <= 1:
+            raise UserError(
+                f"{path}: the share of the image that makes a mean with that of the network is not in 0 to 1"
+            )
+        self._share = float(share)
 
     @property
     @torch.no_grad()
@@ -67,7 +73,7 @@ class ImageModel:
         z_x = draw_z_x(self.image_size, self.kernel_size, seed=self._seed) if self._guide is None else self._guide
         x = self._net(z_x)
         if self._other is not None:
-            x = (x + self._other) / 2
+            x = (1 - self._share) * x + self._share * self._other
         return centre(x, self.kernel_size)[0, 0].numpy()
 
 

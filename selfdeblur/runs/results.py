@@ -122,7 +122,7 @@ class ResultFolder:
         write_image(self.file(name, names.KERNEL), kernel / kernel.max())
         write_torch(self.file(name, names.IMAGE_NETWORK), run.image_state(output))
         if run.kernel is None:
-            write_torch(self.file(name, names.KERNEL_NETWORK), run.kernel_state())
+            write_torch(self.file(name, names.KERNEL_NETWORK), run.kernel_state(output))
         history = io.StringIO()
         writer = csv.writer(history, lineterminator="\n")
         writer.writerow(["step", "objective", "loss"])

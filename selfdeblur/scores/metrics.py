@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft, ndimage, signal
 
+# Pixels cut off at each side of the sharp image, and steps of the shift a pixel, both as in the published scripts.
 BORDER = 15
 STEPS = 4
 

@@ -28,11 +28,13 @@ from selfdeblur.scores import metrics, scoring
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
+# Errors (1 is the range of an image) that the brightest colour of an error map may stand for; colours of a map.
 ERROR_SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 ERROR_LEVELS = 32
-# Noise-like maps are the pictures that compress worst, and are shown smaller than the others.
+# Most pixels a side of an error map: noise-like, they compress worst, and are shown smaller than other pictures.
 ERROR_SIDE = 400
 
+# Pixels a side of a thumbnail, quality of JPEG pictures, most points of a curve of losses.
 THUMBNAIL = 144
 JPEG_QUALITY = 88
 CURVE_POINTS = 400
@@ -318,7 +320,7 @@ def _summary(folder, rows, images, benchmark, blurry, ground_truth, maxshift):
     here = benchmark and blurry and _count(blurry, benchmark)
     part = bool(here and here < benchmark.images)
     total = len(rows) if part or not benchmark else max(benchmark.images, len(rows))
-    whole = means[0] | {"of": total}
+    overall = means[0] | {"of": total}
     notices = []
     if part:
         notices.append(f"The folder of blurry images holds {here} of {benchmark.images} images of {benchmark.name}.")
@@ -346,16 +348,16 @@ def _summary(folder, rows, images, benchmark, blurry, ground_truth, maxshift):
         "title": folder.as_posix() if folder.name and not folder.is_absolute() else folder.resolve().name,
         "subtitle": " · ".join(str(part) for part in ("SelfDeblur", what, preset, made) if part),
         "notices": notices,
-        "figures": _figures(whole, images, total),
+        "figures": _figures(overall, images, total),
         "groups": groups,
         "columns": columns,
         "settings": settings,
         "border": metrics.BORDER,
-        "footer": _footer(benchmark, whole, maxshift),
+        "footer": _footer(benchmark, overall, maxshift),
     }
 
 
-def _figures(whole, images, total):
+def _figures(overall, images, total):
     states = [image["state"] for image in images]
     done = sum(image["done"] for image in images)
     rest = {
@@ -366,21 +368,21 @@ def _figures(whole, images, total):
     }
     notes = ", ".join(f"{number} {word}" for word, number in rest.items() if number)
     figures = [{"label": "Images finished", "value": str(done), "unit": f"of {total}", "note": notes or "all complete"}]
-    over = f"mean of {whole['images']} images" if whole["images"] > 1 else "1 image"
+    over = f"mean of {overall['images']} images" if overall["images"] > 1 else "1 image"
 
     def add(key, label, digits, unit="", note=None):
-        if whole[key] is not None:
-            of = "" if whole[f"{key}_of"] == whole["images"] else f"mean of {whole[f'{key}_of']} images"
-            value = f"{whole[key]:.{digits}f}" if math.isfinite(whole[key]) else "∞"
+        if overall[key] is not None:
+            of = "" if overall[f"{key}_of"] == overall["images"] else f"mean of {overall[f'{key}_of']} images"
+            value = f"{overall[key]:.{digits}f}" if math.isfinite(overall[key]) else "∞"
             figures.append({"label": label, "value": value, "unit": unit, "note": note or of or over})
 
     add("psnr", "PSNR", 2, "dB")
-    plain = whole["ssim_plain"]
-    differs = plain is not None and abs(plain - whole["ssim"]) > 1e-9
+    plain = overall["ssim_plain"]
+    differs = plain is not None and abs(plain - overall["ssim"]) > 1e-9
     add("ssim", "SSIM", 4, note=f"plain, at full size: {plain:.4f}" if differs else None)
-    if whole["error_ratio"] is not None:
-        add("error_ratio", "Error ratio", 2, note=f"as Levin defined it: {whole['ssd_ratio']:.2f}")
-        shares = {limit: f"{100 * share:.0f}\u00a0%" for limit, share in whole["success"].items()}
+    if overall["error_ratio"] is not None:
+        add("error_ratio", "Error ratio", 2, note=f"as Levin defined it: {overall['ssd_ratio']:.2f}")
+        shares = {limit: f"{100 * share:.0f}\u00a0%" for limit, share in overall["success"].items()}
         low, middle, high = scoring.SUCCESS
         note = f"{shares[low]} at most {low:g}, {shares[high]} at most {high:g}"
         value = shares[middle].removesuffix("\u00a0%")
@@ -395,15 +397,15 @@ def _figures(whole, images, total):
     return figures
 
 
-def _footer(benchmark, whole, maxshift):
+def _footer(benchmark, overall, maxshift):
     lines = []
-    if whole["images"]:
+    if overall["images"]:
         lines.append(
             f"Scores: {metrics.BORDER} pixels are cut off each side of the true image, and the result is moved by the "
             f"shift that fits best, at most {maxshift} pixels each way in quarter pixels. SSIM averages over "
             "round(min(height, width) / 256) pixels first, as published."
         )
-        if whole["error_ratio"] is not None:
+        if overall["error_ratio"] is not None:
             lines.append(
                 "Error ratio: largest singular value of the error over that of the result with the true kernel, as "
                 "published. SSD ratio: the same with sums of squares, as Levin et al. 2009 define it."
@@ -580,14 +582,14 @@ def _row(benchmark, name):
 def _expected(rows, benchmark, records, blurry):
     """Add the images that a run began or that wait in the blurry folder; drop names that it does not hold."""
     there = {row["image"] for row in rows if row["result"] is not None} | records.keys()
-    wanted = set(there)
+    names = set(there)
     if blurry is not None and benchmark:
-        wanted |= set(_names(blurry, benchmark))
-        rows = [row for row in rows if row["image"] in wanted]
+        names |= set(_names(blurry, benchmark))
+        rows = [row for row in rows if row["image"] in names]
     else:
-        wanted |= {row["image"] for row in rows}
+        names |= {row["image"] for row in rows}
     known = {row["image"] for row in rows}
-    rows = rows + [_row(benchmark, name) for name in wanted - known]
+    rows = rows + [_row(benchmark, name) for name in names - known]
     return sorted(rows, key=lambda row: natural(row["image"]))
 
 

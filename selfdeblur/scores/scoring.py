@@ -24,8 +24,10 @@ from selfdeblur.scores.tables import SCORES, add_to_record, groups_of, write_csv
 
 BENCHMARKS = {b.name: b for b in (LEVIN, LAI)}
 
+# Columns taken from the record of a run, empty where there is none.
 RUN = ("steps", "seconds", "peak_mb", "device", "torch", "seed", "preset")
 COLUMNS = ("image", "status", *SCORES, "shift_y", "shift_x", "on_rim", "maxshift", *RUN, "doubtful", "note")
+# Error ratios up to which a result counts as a success; there is a rate for each.
 SUCCESS = (1.5, 2, 3)
 
 # Results may have another format than a run writes.
@@ -316,14 +318,16 @@ def report(rows, benchmark=None):
         cells = "".join(f"{'-' if mean[c] is None else format(mean[c], '.6f'):>19}" for c in shown)
         count = f"{mean['images']}/{mean['of']}"
         lines.append(f"{mean['group']:<12}{count:>10}{cells}")
-    whole = means[0]
+    overall = means[0]
     lines += [
-        f"mean {c} over {whole[c + '_of']} of {whole['of']} images" for c in shown if whole[f"{c}_of"] < whole["images"]
+        f"mean {c} over {overall[c + '_of']} of {overall['of']} images"
+        for c in shown
+        if overall[f"{c}_of"] < overall["images"]
     ]
     for key, name in (("success", "error_ratio"), ("success_ssd", "ssd_ratio")):
-        if whole[key]:
-            shares = ", ".join(f"{share:.1%} at most {limit:g}" for limit, share in whole[key].items())
-            lines.append(f"success rate by {name}: {shares} (of {whole[name + '_of']} images)")
+        if overall[key]:
+            shares = ", ".join(f"{share:.1%} at most {limit:g}" for limit, share in overall[key].items())
+            lines.append(f"success rate by {name}: {shares} (of {overall[name + '_of']} images)")
     return "\n".join(lines)
 
 
@@ -437,12 +441,12 @@ class _Truths:
         return self.benchmark.kernel_name(name) if self.benchmark else None
 
     def truth(self, name):
-        wanted = self.truth_name(name)
-        if wanted != self.name:
-            path = _image(self.folder, wanted)
+        truth = self.truth_name(name)
+        if truth != self.name:
+            path = _image(self.folder, truth)
             if path is None:
-                raise UserError(f"{self.folder / wanted}.png: the sharp image is missing")
-            self.image, self.name = read_image(path), wanted
+                raise UserError(f"{self.folder / truth}.png: the sharp image is missing")
+            self.image, self.name = read_image(path), truth
         return self.image
 
     def kernel(self, name):

@@ -955,7 +955,7 @@ def test_kernel_of_an_image(path):
         (RGB[:5, :7], "a coloured image"),
         (GREY[:4, :7], "is 4 x 7 .height x width.; both sizes of a kernel have to be odd"),
         (GREY[:5, :6], "is 5 x 6"),
-        (GREY[:5, :7] * 0, "all values are 0"),
+        (GREY[:5, :7] * 0, "sums to 0"),
     ],
 )
 def test_image_that_is_no_kernel(path, array, words):

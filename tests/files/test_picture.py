@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from conftest import shared_folder
+from common import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, JpegImagePlugin
@@ -596,7 +596,7 @@ def test_what_becomes_brighter_is_limited_by_the_type_alone():
     assert picture.in_units(np.full((64, 64), 40.0)).max() > 50000
 
 
-CASES = shared_folder() / "cases"
+CASES = SHARED / "cases"
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the files that people bring are not here")

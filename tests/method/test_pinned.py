@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

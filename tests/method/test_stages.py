@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 
+import common
 import cv2
 import numpy as np
 import pytest
@@ -23,12 +24,9 @@ from selfdeblur.stages import Run
 from selfdeblur.vote import vote
 
 
-def blurred(picture, size, kernel_size, seed):
-    """Sharp image on the padded grid, kernel, blurry image, as tensors."""
-    kernel = torch.from_numpy(camera_shake_kernel(kernel_size, rng=seed)).float()
-    side = size + kernel_size - 1
-    x = torch.from_numpy(picture[:side, :side]).float()
-    return x, kernel, torch.nn.functional.conv2d(x[None, None], kernel[None, None])[0, 0]
+def blurred(*arguments):
+    """What `common.blurred` gives, as tensors of float32."""
+    return tuple(torch.from_numpy(array).float() for array in common.blurred(*arguments))
 
 
 def short_run(preset, y, kernel_size):
