@@ -199,7 +199,7 @@ GUIDED = {
     "channels": (32,) * 3,
     "kernel_from": ("estimate", "check"),
     "doubt": DOUBT,
-    "passes": 0.87,
+    "passes": 0.8,
     "most_noise": 0.02,
     "guided": True,
 }
