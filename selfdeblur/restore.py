@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from selfdeblur.api import SMALLEST, choose_device, start
+from selfdeblur.api import SMALLEST, choose_device, start, take_steps
 from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.classical import quality as judge
 from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
@@ -22,7 +22,6 @@ from selfdeblur.classical.search import SEARCHES, estimate_kernel
 from selfdeblur.classical.size import estimate_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
-from selfdeblur.graphs import stepping
 from selfdeblur.settings import PRESETS, QUICK, make_settings
 from selfdeblur.tiles import deconvolve_tiled
 
@@ -265,12 +264,9 @@ class _Task:
         settings = make_settings(preset, seed=self.seed, **changes)
         known = None if kernel is None else kernel.cpu().numpy()
         run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)
-        first = time.monotonic()
+        wanted = self.callback is not None or self.time_limit is not None
         try:
-            with stepping(run) as (step, settle):
-                while run.steps_done < settings.num_iter and not self.stopped:
-                    step()
-                    self._after_step(run, settle, settings.num_iter, first)
+            take_steps(run, self._after_step if wanted else None)
         except KeyboardInterrupt:
             if not run.steps_done:
                 raise
@@ -282,25 +278,18 @@ class _Task:
         output = run.output()
         return output.image.to(y), output.kernel.to(y), run.quality(output)
 
-    def _after_step(self, run, settle, steps, first):
-        seconds = time.monotonic() - self.begun
-        if self.callback:
-            loss = None
-            if run.steps_done % 10 == 0 or run.y.device.type == "cpu":
-                settle()
-                loss = float(run.losses[run.steps_done - 1])
-            left = (time.monotonic() - first) / run.steps_done * (steps - run.steps_done)
-            if self._tell(run.stage, run.steps_done, steps, loss=loss, left=left):
-                self.stopped = "callback"
-        if self.time_limit is not None and seconds > self.time_limit and run.steps_done < steps:
+    def _after_step(self, told):
+        told["seconds"] = time.monotonic() - self.begun
+        if self.callback and self.callback(told) is True:
+            self.stopped = "callback"
+        elif self.time_limit is not None and told["seconds"] > self.time_limit and told["step"] < told["steps"]:
             self.stopped = "time limit"
+        return bool(self.stopped)
 
-    def _tell(self, stage, step, steps, *, loss=None, left=None):
-        if not self.callback:
-            return False
-        seconds = time.monotonic() - self.begun
-        told = {"stage": stage, "step": step, "steps": steps, "loss": loss, "seconds": seconds, "left": left}
-        return self.callback(told) is True
+    def _tell(self, stage, step, steps):
+        if self.callback:
+            told = {"stage": stage, "step": step, "steps": steps, "loss": None}
+            self.callback({**told, "seconds": time.monotonic() - self.begun, "left": None})
 
     def colours(self, blurry, y, kernel, colour, side):
         """Image (H, W, 3) of luminance y (H, W), its chroma that of the blurry one, deconvolved for "rgb".
