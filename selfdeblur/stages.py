@@ -153,11 +153,15 @@ class Run:
     def output(self):
         """The `Output` so far, without the noise of the steps, so that the networks alone give it again.
 
-        At the end of a run that is concluded from several kernels, this takes a vote and deconvolves y; once.
+        At the end of a run that is concluded from several kernels, this takes a vote and deconvolves y; once. Where the
+        fit sees a window of y, y is deconvolved with its kernel.
         """
         if self.settings.concluded_from and self.steps_done == self.settings.num_iter:
             return self._concluded()
         x, k = (output[0, 0] for output in self.fit.outputs())
+        if not self.fits_all_of_y:
+            image = deconvolve(self.y[0, 0], k).clamp(0, 1).to(x)
+            return Output(image, k, image, 1.0)
         other_stage = self.fit.settings.mean_with
         if other_stage is None:
             return Output(x, k)

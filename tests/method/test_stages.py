@@ -266,6 +266,7 @@ def test_a_window_is_fitted_alone(picture, short_search):
     run.step()
     assert run.fit.y.shape == (1, 1, 40, 40)
     assert not run.fits_all_of_y
+    assert run.result()[0].shape == (64, 64)
     finish(run)
     assert run.result()[0].shape == (64, 64)
 
