@@ -24,6 +24,10 @@ PART_OF_KERNEL = 0.05
 # The frame is so much larger than the kernel that is found at half the scale, and a pixel more at each side.
 FRAME = 1.25
 
+# In a frame that is far too large noise makes a kernel longer. So where the size found is less than this share of the
+# frame, another search follows with it; so many in all.
+MUCH_SMALLER, MOST_SEARCHES = 0.8, 3
+
 # Kernels that each setting of the short search starts from, and settings: the last one, for text, finds no others.
 SHORT_STARTS, SHORT_VARIANTS = 6, VARIANTS[:4]
 
@@ -48,13 +52,22 @@ def estimate_size(y):
     if frame < 5:
         return max(largest, 3), max(largest, 3)
     small = F.interpolate(y[None, None], size=half, mode="bicubic", antialias=True, align_corners=False)[0, 0]
-    small = small[judged_window(small, (frame, frame))]
-    found = coarse_to_fine_kernels(small, (frame, frame), SHORT_VARIANTS, searches=SEARCHES[:1], starts=SHORT_STARTS)
-    lengths = [2 * _length(kernel) for _, kernel in found[:3]]
-    # Of the three best ones the first may be in pieces, far apart; then the others are smaller.
-    length = min(lengths[0], sorted(lengths)[len(lengths) // 2])
-    size = min(max(_odd_below(FRAME * length) + 2, SMALLEST_KERNEL), largest)
+    for _ in range(MOST_SEARCHES):
+        size = min(max(_odd_below(FRAME * 2 * _found_length(small, frame)) + 2, SMALLEST_KERNEL), largest)
+        smaller = _odd_below(size / 2 + 1)
+        if smaller > MUCH_SMALLER * frame:
+            break
+        frame = max(smaller, 5)
     return size, size
+
+
+def _found_length(y, frame):
+    """Length of the kernel that a short search finds in y (H, W) with a frame of so many pixels a side."""
+    y = y[judged_window(y, (frame, frame))]
+    found = coarse_to_fine_kernels(y, (frame, frame), SHORT_VARIANTS, searches=SEARCHES[:1], starts=SHORT_STARTS)
+    lengths = [_length(kernel) for _, kernel in found[:3]]
+    # Of the three best ones the first may be in pieces, far apart; then the others are smaller.
+    return min(lengths[0], sorted(lengths)[len(lengths) // 2])
 
 
 def _length(kernel):
