@@ -1,8 +1,7 @@
 """Where a blurry image is clipped: a light is brighter than the image can say, so y = k ⊗ x does not hold there.
 
-The pixels next to a light hold its trail, which its clipped value does not
-explain. So the kernel is sought without all that a light may have reached,
-and a deconvolution leaves out what it finds to be brighter than white.
+So the kernel is sought without the lights and the pixels next to them, and a
+deconvolution leaves out what it finds to be brighter than white.
 """
 
 import torch
@@ -14,9 +13,6 @@ NEARLY_WHITE = 0.9
 # Where more than this share of an image is nearly white it is paper or sky, and its values are taken as they are.
 MOST_LIGHTS = 0.03
 
-# What is left once the surroundings of all lights are left out has to be so much of the image; else all of it counts.
-LEAST_LEFT = 0.3
-
 
 def lights(y):
     """Where an image (H, W), 0..1, may be clipped: a tensor of bool; None where nothing is, or too much for lights."""
@@ -24,17 +20,15 @@ def lights(y):
     return white if 0 < float(white.double().mean()) <= MOST_LIGHTS else None
 
 
-def away_from_lights(y, kernel_size):
-    """Where an image (H, W), 0..1, is out of reach of every light; a tensor of bool, or None where there are no lights.
+def away_from_lights(y):
+    """Where an image (H, W), 0..1, is next to no light; a tensor of bool, or None where there are no lights.
 
-    ``kernel_size`` is (h, w) of the kernel that may have spread the lights.
+    The trail of a light is not left out: it shows the kernel.
     """
     white = lights(y)
     if white is None:
         return None
-    h, w = kernel_size
-    away = F.max_pool2d(white[None, None].to(y), (h, w), stride=1, padding=(h // 2, w // 2))[0, 0] == 0
-    return away if float(away.double().mean()) >= LEAST_LEFT else None
+    return F.max_pool2d(white[None, None].to(y), 3, stride=1, padding=1)[0, 0] == 0
 
 
 def shrunk(away, size):

@@ -182,7 +182,7 @@ def kernel_between(y, x, kernel, *, kernel_weight=0.2, steps=20):
     ``kernel`` (h, w) is where to start; ``kernel_weight`` is as in `coarse_to_fine_kernels`. Where x is what a network
     made, its errors are of no one kernel's making, and less weight will do than in `refine_kernel`.
     """
-    mask = of_gradients(away_from_lights(y, kernel.shape))
+    mask = of_gradients(away_from_lights(y))
     y = gradients(y)
     model = Correlation(y.shape[-2:], kernel.shape, mask)
     weight = kernel_weight * model.masked(y).square().sum()

@@ -33,7 +33,7 @@ JUDGED_SIDE, JUDGED_KERNEL_SIZES = 640, 6
 def least_bad(y, kernels):
     """Index of the kernel (n, h, w) that explains y (H, W) best, by `badness` on what `judged_window` takes."""
     part = y[judged_window(y, kernels.shape[1:])]
-    scores = badness(two_opinions(part, away_from_lights(part, kernels.shape[1:])), kernels)
+    scores = badness(two_opinions(part, away_from_lights(part)), kernels)
     return scores.index(min(scores))
 
 
@@ -42,7 +42,7 @@ def clearly_better(y, kernel, other, *, share=CLEARLY_BETTER):
     if extent(kernel) < POINT_EXTENT:
         return False
     part = y[judged_window(y, kernel.shape)]
-    images = two_opinions(part, away_from_lights(part, kernel.shape))
+    images = two_opinions(part, away_from_lights(part))
     (_, energy), (_, others_energy) = badness(images, torch.stack([kernel, other]))
     return energy < share * others_energy
 

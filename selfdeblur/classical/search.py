@@ -128,7 +128,7 @@ def estimate_kernel(
         kernel = refine_kernel(y, kernel)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
-    return lifted[free_energy(part, lifted, away=away_from_lights(part, kernel_size)).argmin()]
+    return lifted[free_energy(part, lifted, away=away_from_lights(part)).argmin()]
 
 
 def coarse_to_fine_kernels(
@@ -185,7 +185,7 @@ def coarse_to_fine_kernels(
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     y_gradients, level_of_background = gradients(y), background_level(y)
-    away = away_from_lights(y, kernel_size)
+    away = away_from_lights(y)
     energy = (y_gradients if away is None else y_gradients * of_gradients(away)).square().sum()
     sizes = _sizes(y.shape, kernel_size)
     contrast = min(float(quantile(y_gradients.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
