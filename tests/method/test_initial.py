@@ -8,10 +8,13 @@ from common import blurred, similarity
 from scipy.signal import correlate
 
 from selfdeblur.classical import deconvolution, deconvolve, estimate_kernel, judge, linear, search
+from selfdeblur.classical.clipped import away_from_lights, lights
 from selfdeblur.classical.deconvolution import refine_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level
 from selfdeblur.classical.judge import free_energy, noise_level
 from selfdeblur.classical.kernels import camera_shake_kernel
+from selfdeblur.classical.size import estimate_size
+from selfdeblur.forward import blur
 
 
 @pytest.mark.parametrize(
@@ -277,3 +280,39 @@ def test_an_image_without_gradients_gives_a_kernel():
     kernel = estimate_kernel(torch.full((64, 64), 0.5), (7, 7))
     assert kernel.isfinite().all()
     assert float(kernel.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_light_brighter_than_white_is_left_out(picture, monkeypatch):
+    x, kernel, _ = blurred(picture, 96, 9, 2)
+    x, kernel = torch.as_tensor(x).float() * 0.7, torch.as_tensor(kernel).float()
+    x[40:44, 60:64] = 6.0
+    y = blur(x[None, None], kernel[None, None])[0, 0].clamp(0, 1)
+    assert lights(y) is not None
+
+    def error():
+        return float((deconvolve(y, kernel).clamp(0, 1) - x.clamp(0, 1))[8:-8, 8:-8].square().mean())
+
+    with_rule = error()
+    monkeypatch.setattr("selfdeblur.classical.deconvolution.lights", lambda y: None)
+    assert with_rule < 0.3 * error()
+
+
+def test_paper_is_no_light():
+    y = torch.full((20, 20), 0.95)
+    y[5:10] = 0.2
+    assert lights(y) is None
+    assert lights(torch.full((20, 20), 0.5)) is None
+    y = torch.full((20, 20), 0.5)
+    y[7, 8] = 1.0
+    away = away_from_lights(y)
+    assert int((~away).sum()) == 9
+    assert not away[6:9, 7:10].any()
+
+
+def test_the_size_of_a_kernel_from_the_picture(picture):
+    _, _, y = blurred(picture, 128, 15, 3)
+    height, width = estimate_size(y)
+    assert height == width
+    assert height % 2 == 1
+    assert 13 <= height <= 41  # the kernel has 15 pixels; too large is better than too small
+    assert estimate_size(y[:20, :30]) == (5, 5)
