@@ -1,19 +1,20 @@
-"""All that is to be measured on a GPU: python benchmarks/gpu.py [--minutes 30]
+"""What is to be measured on a GPU, the most telling first: python benchmarks/gpu.py [--minutes 10]
 
-1. steps: one step in its plain form, in its fast form and as a CUDA graph, alone and with several images side by side,
-   in each precision, at the sizes of Levin and Lai; seconds and peak GPU memory.
-2. levin: all 32 images of Levin, preset release, 5000 steps, as many side by side as fit; scored into
-   results/levin.csv with the name of the card.
+1. steps: one step as a CUDA graph at the sizes of Lai and Levin, alone and with eight images side by side, in each
+   precision, and in its plain form; seconds and peak GPU memory.
+2. levin: all 32 images of Levin, preset release, 5000 steps, eight side by side; scored into results/levin.csv with the
+   name of the card.
 3. lai: as many images of Lai as the minutes that are left allow, spread over the benchmark; scored into
    results/lai.csv.
 
 Every measurement is a line of JSON in --log as soon as it is there. What is in the log of the same card and the same
-settings is not measured again, and images go on from their checkpoints: the same command, given again, goes on where
-it was stopped. At its end, and with --report alone, it prints the log as tables.
+settings is not measured again (but with --again, if it is of another commit), and images go on from their checkpoints:
+the same command, given again, goes on where it was stopped. At its end, and with --report alone, it prints the log as
+tables.
 
 Runs of this program are in float32, with TF32 off, unless they are asked for another precision: whether the scores
-bear TF32 or bfloat16 is what part 2 is to tell, so it runs Levin in each. (32 images of 5000 steps of 140 GFLOP in five
-minutes are 75 TFLOP/s, more than an H100 does in float32.)
+bear one is what part 2 is to tell, so it runs Levin in each of --precisions. The first step of a precision on a bare
+machine compiles its kernels, which takes up to a minute.
 """
 
 import contextlib
@@ -33,19 +34,28 @@ from selfdeblur.api import choose_device
 from selfdeblur.arguments import Parser, guarded
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
+from selfdeblur.scores.scoring import commit_of_package
 from selfdeblur.settings import PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"levin": ((255, 255), 21), "lai": ((680, 1024), 75)}
-FORMS = {
-    "plain": ["--plain"],
-    "fast": [],
-    "graph": ["--graph"],
-    "graph tuned": ["--graph", "--tune"],
-    "compiled graph": ["--graph", "--compile"],
-}
-CASE_SECONDS = 300
-BATCHES = {"levin": (8, 32), "lai": (4,)}
+FORMS = {"plain": ["--plain"], "graph": ["--graph"]}
+# Of a step, in this order: size, form, precision, images side by side.
+CASES = [
+    ("lai", "graph", "fp16", 1),
+    ("levin", "graph", "fp16", 8),
+    ("levin", "graph", "fp16", 1),
+    ("lai", "graph", "tf32", 1),
+    ("levin", "graph", "tf32", 8),
+    ("levin", "graph", "tf32", 1),
+    ("levin", "graph", "float32", 8),
+    ("levin", "graph", "float32", 1),
+    ("lai", "graph", "float32", 1),
+    ("levin", "graph", "bf16", 8),
+    ("levin", "plain", "float32", 1),
+    ("lai", "plain", "float32", 1),
+]
+CASE_SECONDS = 120
 
 
 def main(argv=None):
@@ -98,28 +108,18 @@ class Log:
         return None
 
 
-def cases(args):
-    """What is measured of a step, the most telling first: (size name, form, precision, images side by side)."""
-    found = []
-    for size in SIZES:
-        for form in ("graph", "plain", "fast"):
-            found += [(size, form, precision, 1) for precision in PRECISIONS]
-        found += [(size, "graph", precision, batch) for batch in BATCHES[size] for precision in PRECISIONS]
-        found += [(size, form, precision, 1) for form in ("graph tuned", "compiled graph") for precision in PRECISIONS]
-    return [case for case in found if case[1:] == ("plain", "float32", 1)] if args.trial else found
-
-
 def measure_steps(args, log, card, end):
     """Seconds and memory of one step, each case in a process of its own."""
-    for size, form, precision, batch in cases(args):
+    commit = commit_of_package()
+    for size, form, precision, batch in (case for case in CASES if not args.trial or case[1] == "plain"):
         key = {"card": card, "size": size, "form": form, "precision": precision, "batch": batch}
-        if log.find("step", **key):
+        if log.find("step", **key, **({"commit": commit} if args.again else {})):
             continue
         if time.monotonic() > end:
             say("no time left for the other steps")
             return
         (height, width), kernel = ((40, 44), 5) if args.trial else SIZES[size]
-        steps = 2 if args.trial else 10 if form in ("plain", "fast") else 50
+        steps = 2 if args.trial else 10 if form == "plain" else 50
         command = [
             "benchmarks/step.py",
             "--image_size",
@@ -131,13 +131,13 @@ def measure_steps(args, log, card, end):
             args.device,
         ]
         command += ["--precision", precision, "--batch", batch, "--warmup", 3, "--steps", steps, *FORMS[form]]
-        status, out, error = run(command, min(end + 60, time.monotonic() + CASE_SECONDS))
+        status, out, error = run(command, min(end + 30, time.monotonic() + CASE_SECONDS))
         if status == 0:
-            log.add("step", **key, **{k: v for k, v in json.loads(out).items() if k not in key})
+            log.add("step", **key, commit=commit, **{k: v for k, v in json.loads(out).items() if k not in key})
             say(f"{size}, {form}, {precision}, {batch} at once: {1000 * json.loads(out)['seconds_per_step']:.2f} ms")
         else:
             reason = error.strip().splitlines()[-1][:300] if error.strip() else f"exit status {status}"
-            log.add("step", **key, failed=reason)
+            log.add("step", **key, commit=commit, failed=reason)
             say(f"{size}, {form}, {precision}, {batch} at once: failed, {reason}")
 
 
@@ -232,18 +232,20 @@ def run(command, end):
 
 def report(log):
     """The log as Markdown."""
-    lines = ["| card | size | form | precision | at once | ms a step and image | against plain | GPU memory, MB |"]
-    lines.append("| --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
+    lines = ["| card | commit | size | form | precision | at once | ms a step and image | against plain | memory, MB |"]
+    lines.append("| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
     for e in (e for e in log.entries if e["what"] == "step"):
-        cells = [e["card"], e["size"], e["form"], e["precision"], e["batch"]]
+        cells = [e["card"], e.get("commit", "–"), e["size"], e["form"], e["precision"], e["batch"]]
         if "failed" in e:
             cells += ["failed", "", ""]
         else:
-            plain = log.find("step", card=e["card"], size=e["size"], form="plain", precision=e["precision"], batch=1)
+            plain = log.find("step", card=e["card"], size=e["size"], form="plain", precision="float32", batch=1)
             times = plain["seconds_per_step"] / e["seconds_per_step"] if plain and "failed" not in plain else None
             form = "" if e.get("recorded") or "graph" not in e["form"] else " (not recorded)"
             cells += [f"{1000 * e['seconds_per_step']:.2f}{form}", f"{times:.2f}" if times else "–"]
-            cells.append(e.get("peak_gpu_reserved_mb", "–"))
+            cells.append(
+                e.get("peak_gpu_reserved_mb") or f"{e['peak_gpu_mb']} without gaps" if "peak_gpu_mb" in e else "–"
+            )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| card | benchmark | precision | steps | images | at once | s in this go | s an image |"]
     lines.append("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
@@ -263,22 +265,23 @@ def say(text):
 def _parser():
     parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--minutes", type=float, default=60, help="what is not done by then is left for the next time")
+    add("--minutes", type=float, default=10, help="what is not done by then is left for the next time")
     add("--only", nargs="+", choices=("steps", "levin", "lai"), help="some of the parts, in this order; by default all")
     add(
         "--precisions",
         nargs="+",
         choices=PRECISIONS,
-        default=["tf32", "float32", "bf16"],
+        default=["fp16", "tf32"],
         help="of the runs; Lai: the first",
     )
     add("--num_iter", type=int, default=5000, help="steps of a run")
-    add("--batch", default="auto", help="images at once in the runs")
+    add("--batch", default="8", help="images at once in the runs")
     add("--device", default="cuda")
     add("--levin", type=Path, default=Path("datasets/levin"), help="folder of the Levin benchmark")
     add("--lai", type=Path, default=Path("datasets/lai"), help="folder of the Lai benchmark")
     add("--save_path", type=Path, default=Path("results/gpu"), help="folder of the folders of results")
     add("--log", type=Path, default=Path("benchmarks/gpu.jsonl"), help="file of the measurements")
+    add("--again", action="store_true", help="measure steps again that the log has of another commit")
     add("--report", action="store_true", help="print the log and measure nothing")
     add("--trial", action="store_true", help="small steps on any device, and scores into --save_path, to try this out")
     return parser

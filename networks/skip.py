@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks import fused, whole
+from networks import fused, triton_form, whole
 
 # Channels from which on strips that stay in the cache pay: with 32 a step is a third faster without them.
 WIDE = 64
@@ -26,12 +26,12 @@ class SkipGenerator(nn.Module):
         released program has them at scales 3 to 5, which is index 2.
     plain : bool
         Run the layers one by one as they are written here, instead of in the
-        form of `networks.fused` or `networks.whole`, which give the same
-        numbers to rounding.
+        form of `networks.fused`, `networks.whole` or `networks.triton_form`,
+        which give the same numbers to rounding.
     in_strips : bool, optional
         Take `networks.fused` on a CPU; by default for scales of `WIDE`
         channels and more, and with ``low_memory``. A GPU, and autocast, have
-        `networks.whole`.
+        `networks.whole`; a GPU with Triton has `networks.triton_form`.
     low_memory : bool
         Compute more of what the backward pass needs again instead of keeping
         it (on the CPU); the same numbers, to rounding.
@@ -63,6 +63,8 @@ class SkipGenerator(nn.Module):
     def forward(self, z):
         """Map z, shape (1, in_channels, H, W), to an image of shape (1, out_channels, H, W) within 0 to 1."""
         if not self.plain:
+            if z.is_cuda and triton_form.usable(self, z):
+                return triton_form.generate(self, z)
             if z.is_cuda or torch.is_autocast_enabled(z.device.type) or not self.in_strips:
                 return whole.generate(self, z)
             return fused.generate(self, z, low_memory=self.low_memory)

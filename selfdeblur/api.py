@@ -1,7 +1,7 @@
 """The public call: one blurry image in, the sharp image and the kernel out."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from tqdm import tqdm
 
 from selfdeblur.checks import check_image, check_kernel, check_kernel_size
+from selfdeblur.classical.size import estimate_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import stepping
-from selfdeblur.settings import Settings, check_known_kernel, make_settings
+from selfdeblur.settings import PRESETS, Settings, check_known_kernel, make_settings
 from selfdeblur.stages import Output, Run
+from selfdeblur.values import from_unit, to_unit, value_range
 
 # Fewest pixels that image and kernel have together on a side, less one: five halvings of H + h - 1 must leave the two
 # pixels that reflection padding needs.
@@ -27,8 +29,8 @@ class Result:
 
     Attributes
     ----------
-    image : ndarray of float32
-        Sharp image x of the shape of y, range 0 to 1.
+    image : ndarray or tensor
+        Sharp image x of the kind of y: its shape, type and range, a tensor on the same device where y was one.
     kernel : ndarray of float32
         Blur kernel k (h, w), non-negative, sum 1, in correlation sense: the
         flip of MATLAB's convolution kernel.
@@ -42,7 +44,7 @@ class Result:
         see `selfdeblur.classical.quality.assess`.
     """
 
-    image: np.ndarray
+    image: np.ndarray | torch.Tensor
     kernel: np.ndarray
     history: dict[str, np.ndarray] = field(repr=False)
     settings: Settings
@@ -51,9 +53,12 @@ class Result:
 
 
 def deblur(
-    y: np.ndarray,
+    y: np.ndarray | torch.Tensor,
     kernel_size: int | Sequence[int] | None = None,
     *,
+    noise: float | None = None,
+    channel_axis: int | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
     preset: str = "release",
     num_iter: int | None = None,
     seed: int = 0,
@@ -66,13 +71,24 @@ def deblur(
 
     Parameters
     ----------
-    y : ndarray
+    y : ndarray or tensor
         Blurry image (H, W), or (H, W, 3) red, green, blue. Floating point
-        within 0 to 1, or unsigned integers over their whole range. Of a colour
-        image the luminance is deblurred, its chroma is kept.
-    kernel_size : int or (int, int)
-        Size (h, w) of the kernel, odd; rather too large than too small. Not
-        needed where ``kernel`` is given.
+        within 0 to 1, 8-bit integers, or integers of more bits, of which a part
+        of the range may be used, see `selfdeblur.values.value_range`. Of a
+        colour image the luminance is deblurred, its chroma is kept.
+    kernel_size : int or (int, int), optional
+        Size (h, w) of the kernel, odd; rather too large than too small. By
+        default it is estimated, see `selfdeblur.classical.size.estimate_size`,
+        or that of ``kernel``.
+    noise : float, optional
+        Standard deviation of the noise, of the range 0 to 1: sets ``tv_weight`` to a tenth of it, as the paper does.
+        The presets "fast" and "best" go by what they find in y instead.
+    channel_axis : int, optional
+        The axis of the colours, where it is not the last one.
+    callback : callable, optional
+        Called once a step with a dict: ``stage``, ``step`` (from 1), ``steps``, ``loss``, ``seconds`` so far and the
+        seconds ``left``, by the mean of the steps. On a GPU the loss is looked at every tenth step and None at the
+        others. Where it returns True, the fit ends there.
     preset : {"release", "paper", "nonblind", "fast", "best"}
         See `selfdeblur.PRESETS`.
     num_iter : int, optional
@@ -108,21 +124,84 @@ def deblur(
     """
     device = choose_device(device)
     changes.setdefault("noise_from", device.type)
+    if noise is not None:
+        if not (isinstance(noise, int | float) and 0 <= noise < 1):
+            raise UserError(f"noise: {noise!r} is not a number from 0 to 1")
+        if not PRESETS[preset][1].get("stages") if preset in PRESETS else False:
+            changes.setdefault("tv_weight", 0.1 * noise)
     settings = make_settings(preset, num_iter=num_iter, seed=seed, **changes)
-    y = check_image(y)
+    kind = _Kind(y, channel_axis)
+    y = check_image(kind.unit)
+    check_known_kernel(preset, kernel is not None)
+    if kernel_size is None and kernel is None:
+        kernel_size = estimate_size(luminance(y))
     run = start(y, kernel_size, settings, device=device, kernel=kernel)
     begun = time.monotonic()
-    with stepping(run) as (step, settle), tqdm(total=settings.num_iter, disable=not progress, unit="step") as bar:
-        while run.steps_done < settings.num_iter:
-            step()
+    with tqdm(total=settings.num_iter, disable=not progress, unit="step") as bar:
+
+        def tell(told):
             bar.update()
-            if progress and run.steps_done % 10 == 0:
-                settle()
-                bar.set_postfix(loss=f"{run.losses[run.steps_done - 1].item():.3e}", refresh=False)
+            if told["loss"] is not None and told["step"] % 10 == 0:
+                bar.set_postfix(loss=f"{told['loss']:.3e}", refresh=False)
+            return callback is not None and callback(told) is True
+
+        take_steps(run, tell if progress or callback else None)
     output = run.output()
     image, k = to_arrays(output, y)
     seconds = time.monotonic() - begun
-    return Result(image, k, {"loss": run.losses.cpu().numpy()}, settings, seconds, run.quality(output))
+    losses = run.losses[: run.steps_done].cpu().numpy()
+    return Result(kind.back(image), k, {"loss": losses}, settings, seconds, run.quality(output))
+
+
+class _Kind:
+    """What an image was before it became an array of 0 to 1: tensor or array, order of axes, type, values."""
+
+    def __init__(self, y, channel_axis):
+        self.device = y.device if isinstance(y, torch.Tensor) else None
+        if self.device is not None:
+            self.tensor_type = y.dtype
+            y = y.detach().cpu()
+            y = (y.float() if y.dtype in (torch.bfloat16, torch.float16) else y).numpy()
+        y = np.asarray(y)
+        self.axis = channel_axis if y.ndim == 3 else None
+        if self.axis is not None:
+            if not -3 <= self.axis < 3:
+                raise UserError(f"channel_axis: {self.axis}: the image has three axes, 0 to 2")
+            y = np.moveaxis(y, self.axis, -1)
+        self.dtype, self.values, self.white = y.dtype, (0.0, 1.0), None
+        if y.dtype.kind == "u" and y.size:
+            self.white = int(np.iinfo(y.dtype).max)
+            self.values = value_range(y, self.white)
+            y = to_unit(y, self.values)
+        self.unit = y
+
+    def back(self, image):
+        """A sharp image as what y was."""
+        if self.white is not None or self.dtype != np.float32:
+            image = from_unit(image, self.values, self.dtype, self.white)
+        if self.axis is not None and image.ndim == 3:
+            image = np.ascontiguousarray(np.moveaxis(image, -1, self.axis))
+        if self.device is None:
+            return image
+        return torch.from_numpy(image).to(self.device, self.tensor_type)
+
+
+def take_steps(run: Run, tell: Callable[[dict[str, Any]], object] | None = None) -> None:
+    """All steps of a run, or those until ``tell`` returns True; it is called after each, see `deblur` for its dict."""
+    steps, first, begun = run.settings.num_iter, run.steps_done, time.monotonic()
+    with stepping(run) as (step, settle):
+        while run.steps_done < steps:
+            step()
+            if tell is None:
+                continue
+            done, seconds, loss = run.steps_done, time.monotonic() - begun, None
+            if run.y.device.type == "cpu" or done % 10 == 0:
+                settle()
+                loss = run.losses[done - 1].item()
+            left = seconds / (done - first) * (steps - done)
+            told = {"stage": run.stage, "step": done, "steps": steps, "loss": loss, "seconds": seconds, "left": left}
+            if tell(told) is True:
+                return
 
 
 def start(

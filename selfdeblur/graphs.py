@@ -134,7 +134,7 @@ class FixedStep:
         with fit.arithmetic():
             loss = fit.objective(z_x, self.data_term)
             fit.optimiser.zero_grad()
-            loss.backward()
+            fit.backward(loss)
         fit.losses.index_copy_(0, self.index, loss.detach()[None])
         with self._rates_on_device():
             fit.optimiser.step()

@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 import torch
 
-from selfdeblur.api import SMALLEST, choose_device, start
+from selfdeblur.api import SMALLEST, choose_device, start, take_steps
 from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.classical import quality as judge
 from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
 from selfdeblur.classical.judge import extent, judged_window, noise_level
 from selfdeblur.classical.search import SEARCHES, estimate_kernel
+from selfdeblur.classical.size import estimate_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
-from selfdeblur.graphs import stepping
 from selfdeblur.settings import PRESETS, QUICK, make_settings
 from selfdeblur.tiles import deconvolve_tiled
 
@@ -33,8 +33,8 @@ WHOLE = 1 << 20
 FLAT = 2 / 255
 # A kernel of which half lies within so many pixels blurs nothing that one could see.
 POINT_RADIUS = 0.75
-# The size of a kernel that nothing is known of.
-USUAL_SIZE = 31
+# Chroma is smooth, and its deconvolution soon done: more rounds and steps change it by less than 0.3 dB.
+CHROMA_EFFORT = {"rounds": 3, "steps": 12}
 
 
 @dataclass(frozen=True)
@@ -192,16 +192,8 @@ def _unchanged(array, y, begun, noise, reason, notes=(), *, kernel=None, quality
 
 
 def _size(y):
-    """Odd size (h, w) of a kernel for a picture (H, W) of which nothing is known."""
-    most = max(min(y.shape) // 3, 3)
-    try:
-        from selfdeblur.classical.size import estimate_size
-    except ImportError:
-        size = USUAL_SIZE
-    else:
-        size = max(np.atleast_1d(estimate_size(torch.from_numpy(np.ascontiguousarray(y)))))
-    size = int(min(size, most))
-    return (size - 1 + size % 2,) * 2
+    """The size of a kernel that nothing is known of, for a luminance y (H, W)."""
+    return estimate_size(torch.from_numpy(np.ascontiguousarray(y)))
 
 
 def _check_room(shape, size):
@@ -257,54 +249,47 @@ class _Task:
     def _weight(self, noise):
         return PRIOR_WEIGHT * max(noise / LITTLE_NOISE, 1)
 
-    def _deconvolve(self, y, kernel, weight, side):
-        return deconvolve_tiled(
-            y, kernel, weight=weight, side=side, progress=lambda done, of: self._tell("deconvolution", done, of)
-        )
+    def _deconvolve(self, y, kernel, weight, side, stage="deconvolution", **effort):
+        def progress(done, of):
+            self._tell(stage, done, of)
+
+        return deconvolve_tiled(y, kernel, weight=weight, side=side, progress=progress, **effort)
 
     def _fit(self, y, kernel=None):
         """Image or None, kernel and quality of a fit of networks to y (H, W), ended early where that is wanted."""
         preset = "nonblind" if kernel is not None else self.preset
-        changes = {}
+        changes = {"noise_from": y.device.type}
         if self.noise_given and preset in ("release", "paper"):
             changes["tv_weight"] = 0.1 * self.noise
         settings = make_settings(preset, seed=self.seed, **changes)
         known = None if kernel is None else kernel.cpu().numpy()
         run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)
-        first = time.monotonic()
+        wanted = self.callback is not None or self.time_limit is not None
         try:
-            with stepping(run) as (step, settle):
-                while run.steps_done < settings.num_iter and not self.stopped:
-                    step()
-                    self._after_step(run, settle, settings.num_iter, first)
+            take_steps(run, self._after_step if wanted else None)
         except KeyboardInterrupt:
             if not run.steps_done:
                 raise
             self.stopped = "interrupted"
-        k = run.result()[1].to(y)
-        if not run.whole:
-            return None, k, None
-        return run.result()[0].to(y), k, run.quality()
+        if self.stopped and run.stage != list(run.stages)[-1]:
+            # A fit of some steps has no image yet; the kernel that it started at is the best so far.
+            found = run.kernels.get("estimate")
+            return None, (run.output().kernel if found is None else found).to(y), None
+        output = run.output()
+        return output.image.to(y), output.kernel.to(y), run.quality(output)
 
-    def _after_step(self, run, settle, steps, first):
-        seconds = time.monotonic() - self.begun
-        if self.callback:
-            loss = None
-            if run.steps_done % 10 == 0 or run.y.device.type == "cpu":
-                settle()
-                loss = float(run.losses[run.steps_done - 1])
-            left = (time.monotonic() - first) / run.steps_done * (steps - run.steps_done)
-            if self._tell(run.stage, run.steps_done, steps, loss=loss, left=left):
-                self.stopped = "callback"
-        if self.time_limit is not None and seconds > self.time_limit and run.steps_done < steps:
+    def _after_step(self, told):
+        told["seconds"] = time.monotonic() - self.begun
+        if self.callback and self.callback(told) is True:
+            self.stopped = "callback"
+        elif self.time_limit is not None and told["seconds"] > self.time_limit and told["step"] < told["steps"]:
             self.stopped = "time limit"
+        return bool(self.stopped)
 
-    def _tell(self, stage, step, steps, *, loss=None, left=None):
-        if not self.callback:
-            return False
-        seconds = time.monotonic() - self.begun
-        told = {"stage": stage, "step": step, "steps": steps, "loss": loss, "seconds": seconds, "left": left}
-        return self.callback(told) is True
+    def _tell(self, stage, step, steps):
+        if self.callback:
+            told = {"stage": stage, "step": step, "steps": steps, "loss": None}
+            self.callback({**told, "seconds": time.monotonic() - self.begun, "left": None})
 
     def colours(self, blurry, y, kernel, colour, side):
         """Image (H, W, 3) of luminance y (H, W), its chroma that of the blurry one, deconvolved for "rgb".
@@ -320,7 +305,8 @@ class _Task:
         for channel in (1, 2):
             chroma = torch.from_numpy(np.ascontiguousarray(ycrcb[:, :, channel])).to(kernel)
             weight = self._weight(max(noise_level(chroma), self.noise))
-            ycrcb[:, :, channel] = self._deconvolve(chroma, kernel, weight, side).cpu().numpy()
+            sharp = self._deconvolve(chroma, kernel, weight, side, "colour", **CHROMA_EFFORT)
+            ycrcb[:, :, channel] = sharp.cpu().numpy()
         return np.maximum(cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB), 0)
 
 

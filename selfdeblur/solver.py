@@ -12,7 +12,7 @@ import torch
 from networks import KernelGenerator, SkipGenerator
 from selfdeblur.forward import blur, blur_plain
 from selfdeblur.losses import DSSIM, dssim_plain, mse, total_variation
-from selfdeblur.precision import arithmetic, generator_type
+from selfdeblur.precision import arithmetic, generator_type, gradient_scale, scaled_gradient, unscale
 
 # Size and range of the inputs: channels of z_x, values of z_k, both uniform within 0 to Z_SCALE.
 Z_CHANNELS, Z_FEATURES, Z_SCALE = 8, 200, 0.1
@@ -57,6 +57,7 @@ class Fit:
         """
         with generator_type(self.settings.precision, z_x.device):
             x = self.G_x(z_x)  # section 3.1: within 0 to 1 by a sigmoid
+        x = scaled_gradient(x, self.scale)  # with float16, else x as it is
         k = self.kernel if self.kernel is not None else self.G_k(self.z_k)  # section 3.2: >= 0, sum 1 by a softmax
         y_hat = self.blur(x, k)  # equation 1: y = k ⊗ x + n
 
@@ -83,11 +84,16 @@ class Fit:
             with self.arithmetic():
                 loss = self.objective(z_x, self.settings.data_term(self.steps_done))
                 self.optimiser.zero_grad()
-                loss.backward()
+                self.backward(loss)
         except BaseException:
             self.rng.set_state(before)
             raise
         self.losses[self.steps_done] = loss.detach()
+
+    def backward(self, loss):
+        """The backward pass of an objective."""
+        loss.backward()
+        unscale(self.G_x.parameters(), self.scale, self.optimiser)
 
     def update(self):
         """Move the parameters by the gradient."""
@@ -106,6 +112,7 @@ class Fit:
         self.kernel_size, self.settings = kernel_size, settings
         self.losses = y.new_zeros(settings.num_iter) if losses is None else losses
         self.steps_done = self.slowed = 0
+        self.scale = gradient_scale(settings.precision, y)
         self._draw(guides, plain)
         if start is not None:
             self.G_k.start_at(self.z_k, start)
@@ -116,7 +123,7 @@ class Fit:
             fitted.append((self.G_k, settings.lr_kernel))
         self.rates = [rate for _, rate in fitted]
         groups = [{"params": net.parameters(), "lr": rate} for net, rate in fitted]
-        self.optimiser = torch.optim.Adam(groups, fused=not plain)
+        self.optimiser = torch.optim.Adam(groups, fused=not plain or self.scale is not None)
 
     def _draw(self, guides, plain):
         """Draw inputs and networks, and set up the generator of the noise of the steps."""
@@ -171,6 +178,7 @@ class Fit:
             "slowed": self.slowed,
             "losses": self.losses[: self.steps_done].cpu(),
             "rng": self.rng.get_state(),
+            "scale": self.scale,
             "G_x": self.G_x.state_dict(),
             "G_k": self.G_k.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -185,6 +193,8 @@ class Fit:
             self.rng.set_state(state["rng"])
         else:  # of a generator of another device, as where a GPU hands a run over to the CPU
             self.rng.manual_seed(self.settings.seed + self.steps_done)
+        if self.scale is not None:
+            self.scale.copy_(state["scale"])
         self.G_x.load_state_dict(state["G_x"])
         self.G_k.load_state_dict(state["G_k"])
         self.optimiser.load_state_dict(state["optimiser"])

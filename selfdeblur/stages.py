@@ -175,7 +175,7 @@ class Run:
         return Output((x + other) / 2, k, other, 0.5)
 
     def _against_networks(self, kernel):
-        """Why the estimate is to be taken instead of what the networks made of it; None where they may have improved it.
+        """Why the estimate is to be taken instead of what the networks made of it; None if they may have improved it.
 
         A generator that is still smooth narrows the kernel to make up for it, and one that sees noise fits it.
         """
@@ -202,8 +202,8 @@ class Run:
     def image_state(self, output):
         """The state of G_x as `selfdeblur.load_model` reads it.
 
-        Besides the parameters, what G_x sees in a guided stage as ``guide`` and, where the image is not G_x's alone, the
-        other part of it as ``other`` and its ``share``.
+        Besides the parameters, what G_x sees in a guided stage as ``guide`` and, where the image is not G_x's alone,
+        the other part of it as ``other`` and its ``share``.
         """
         state = self.fit.G_x.state_dict()
         if self.fit.settings.guided:

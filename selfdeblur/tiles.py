@@ -16,7 +16,7 @@ from selfdeblur.forward import centre
 NUMBERS = 48
 # Of the memory that is free, so much is left to other programs and to what is not planned here.
 SHARE = 0.5
-LARGEST, SMALLEST = 1536, 192
+LARGEST, SMALLEST = 1024, 192
 
 
 def free_memory():
@@ -65,7 +65,7 @@ def overlap(kernel_size):
     return 2 * max(kernel_size) + 32
 
 
-def deconvolve_tiled(y, kernel, *, weight, side=None, progress=None):
+def deconvolve_tiled(y, kernel, *, weight, side=None, progress=None, **effort):
     """`selfdeblur.classical.initial.deconvolve` of an image of any size, on its own grid.
 
     Parameters
@@ -80,6 +80,8 @@ def deconvolve_tiled(y, kernel, *, weight, side=None, progress=None):
         Largest side of a tile; by default that of `tile_side`.
     progress : callable, optional
         Called with the number of tiles done and of all; what it returns is not looked at.
+    **effort
+        ``rounds`` and ``steps``.
 
     Returns
     -------
@@ -91,10 +93,10 @@ def deconvolve_tiled(y, kernel, *, weight, side=None, progress=None):
     side = tile_side(size) if side is None else side
     rows, columns = (_spans(n, side, shared) for n in y.shape)
     if len(rows) * len(columns) == 1:
-        return centre(deconvolve(y, kernel, weight=weight), size)
+        return centre(deconvolve(y, kernel, weight=weight, **effort), size)
     result, total = torch.zeros_like(y), torch.zeros_like(y)
     for number, (top, bottom, left, right) in enumerate((*r, *c) for r in rows for c in columns):
-        part = centre(deconvolve(y[top:bottom, left:right], kernel, weight=weight), size)
+        part = centre(deconvolve(y[top:bottom, left:right], kernel, weight=weight, **effort), size)
         fade = _fade(top, bottom, y.shape[0], shared)[:, None] * _fade(left, right, y.shape[1], shared)[None]
         fade = fade.to(y)
         result[top:bottom, left:right] += part * fade

@@ -7,9 +7,14 @@ import warnings
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
+import torch
+
+if not torch.cuda.is_available():
+    # It is read where the kernels for GPUs are loaded, if Triton is there.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import processes
 import pytest
-import torch
 from common import ROOT, SHARED
 from skimage import data, util
 from thin import make_searches_short, make_thin

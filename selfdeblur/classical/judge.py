@@ -38,7 +38,7 @@ def least_bad(y, kernels):
 
 
 def clearly_better(y, kernel, other, *, share=CLEARLY_BETTER):
-    """Whether a kernel (h, w) explains y (H, W) clearly better than another one, with less than a share of its energy."""
+    """Whether a kernel (h, w) explains y (H, W) clearly better than another: with less than a share of its energy."""
     if extent(kernel) < POINT_EXTENT:
         return False
     part = y[judged_window(y, kernel.shape)]

@@ -25,6 +25,7 @@ from selfdeblur.files.atomic import write_bytes
 from selfdeblur.files.headers import HeaderError, read_header, upright_exif
 from selfdeblur.files.images import UPRIGHT, decode_or_refuse, read_content
 from selfdeblur.files.tiffs import DEFLATE, NONE, TiffPage, read_tiff, write_tiff
+from selfdeblur.values import from_unit, to_unit, value_range
 
 # Suffix -> format. The first suffix of a format is that of a picture from standard input.
 FORMATS = {
@@ -59,8 +60,6 @@ _HINTS = (
 )
 # Where a quality has to be chosen: of WebP with loss nothing can be read back, other formats had none.
 _QUALITY = 95
-# A range that is not declared ends so much above the brightest part: what is sharp is brighter than what is blurred.
-_HEADROOM = 1.25
 # What of a JPEG is kept as it is: densities, EXIF and XMP, the colour profile, IPTC, comments. APP14 describes the
 # colours of the old encoding, and the MPF of APP2 has places of other pictures in the old file.
 _SEGMENTS = re.compile(rb"\xe0JFIF\0|\xe1|\xe2ICC_PROFILE\0|\xed|\xfe", re.DOTALL)
@@ -118,9 +117,7 @@ class Picture:
 
     def unit(self, number=0):
         """A page as float32 within 0 to 1."""
-        low, high = self.range(number)
-        page = self.pages[number].astype(np.float64 if self.white is None else np.float32)
-        return np.clip((page - low) / (high - low), 0, 1).astype(np.float32)
+        return to_unit(self.pages[number], self.range(number))
 
     def in_units(self, image, number=0):
         """An image (H, W) or (H, W, 3), in terms of `unit` and maybe beyond 1, as a page of the file's type.
@@ -128,50 +125,7 @@ class Picture:
         It is limited to what the type holds, not to what the page held; of
         floating point nothing falls below the lowest value that `unit` knows.
         """
-        low, high = self.range(number)
-        values = np.asarray(image, dtype=np.float64) * (high - low) + low
-        dtype = self.pages[number].dtype
-        if self.white is None:
-            return np.maximum(values, low).astype(dtype)
-        return np.rint(np.clip(values, 0, self.white)).astype(dtype)
-
-
-def value_range(page, white):
-    """The values of a page that stand for black and white.
-
-    Of 8 bits a value, these are 0 and 255. In more bits and in floating point
-    a picture often uses a small part of what its type can hold, as that of a
-    camera of 12 bits, and the range follows the brightest part, single bright
-    pixels aside; where the brightest value is one that cameras stop at, 2**n - 1,
-    and many pixels have it, it is white. Floating point from above 0.5 to 1 counts
-    as declared, too.
-
-    Parameters
-    ----------
-    page : ndarray (H, W) or (H, W, 3)
-    white : int or None
-        The declared value of white; None for floating point.
-
-    Returns
-    -------
-    (float, float)
-        The second is larger.
-    """
-    if white is not None and white <= 255:
-        return 0.0, float(white)
-    low = min(float(page.min()), 0.0)
-    peak = float(page.max())
-    if white is None and low == 0 and 0.5 < peak <= 1:
-        return 0.0, 1.0
-    if white is not None and peak in (1023, 4095, 16383, white) and (page == page.max()).mean() > 1e-5:
-        return 0.0, peak
-    page = page.astype(np.float32)
-    channels = [page] if page.ndim == 2 else np.moveaxis(page, -1, 0)
-    small = min(page.shape[:2]) < 3
-    bright = peak if small else max(float(cv2.medianBlur(np.ascontiguousarray(c), 3).max()) for c in channels)
-    high = low + _HEADROOM * (min(peak, 1.1 * (bright - low) + low) - low)
-    high = high if white is None else min(high, float(white))
-    return (low, high) if high > low else (low, low + 1.0)
+        return from_unit(image, self.range(number), self.pages[number].dtype, self.white)
 
 
 def read_picture(source, pages="each"):

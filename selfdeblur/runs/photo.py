@@ -72,8 +72,9 @@ def main(args):
         "device": choose_device(args.device),
         "seed": args.seed,
     }
-    if None not in (options["kernel"], options["kernel_size"]) and options["kernel"].shape != options["kernel_size"]:
-        raise UserError(f"--kernel_size: differs from that of {args.kernel}, {options['kernel'].shape}")
+    kernel, size = options["kernel"], options["kernel_size"]
+    if kernel is not None and size is not None and kernel.shape != size:
+        raise UserError(f"--kernel_size: {size[0]} x {size[1]}, but {args.kernel} holds {kernel.shape} numbers")
     keep_freed_memory(large=False)
     with contextlib.ExitStack() as stack:
         if hasattr(signal, "SIGTERM"):

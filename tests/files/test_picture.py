@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, JpegImagePlugin
 
 from selfdeblur.errors import UserError
-from selfdeblur.files.picture import encode_picture, read_picture, value_range, write_picture
+from selfdeblur.files.picture import encode_picture, read_picture, write_picture
 from selfdeblur.files.tiffs import TiffPage, write_tiff
+from selfdeblur.values import value_range
 
 RNG = np.random.default_rng(0)
 SMOOTH = cv2.GaussianBlur(RNG.random((40, 56, 4)).astype(np.float32), (0, 0), 2)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from networks import SkipGenerator, fused, whole
 from selfdeblur import UserError, graphs
 from selfdeblur.graphs import CHECK_EVERY, FixedStep
-from selfdeblur.precision import arithmetic, generator_type
+from selfdeblur.precision import GRADIENT_SIZE, arithmetic, generator_type, gradient_scale, scaled_gradient, unscale
 from selfdeblur.settings import make_settings
 from selfdeblur.stages import Run
 
@@ -139,6 +139,45 @@ def test_a_checkpoint_between_fixed_steps_is_that_of_the_solver(stop):
     same(one, part)
 
 
+def on_gpu(state):
+    """The state of a run as a GPU would give it where the noise is drawn there: seed and position, 16 bytes."""
+    state = copy.deepcopy(state)
+    state["fit"]["rng"] = torch.zeros(16, dtype=torch.uint8)
+    return state
+
+
+def test_a_run_from_a_gpu_goes_on_on_the_cpu():
+    settings = make_settings(**SHORT, noise_from="cuda")
+    run = make_run(settings)
+    assert run.fit.rng.device.type == "cpu"  # there is nothing else here
+    for _ in range(4):
+        run.step()
+    state = on_gpu(run.state_dict())
+    ends = []
+    for seed in (0, 0, 1):
+        again = make_run(make_settings(**SHORT, noise_from="cuda", seed=seed))
+        again.load_state_dict(copy.deepcopy(state))
+        assert again.steps_done == 4
+        assert torch.equal(again.losses[:4], run.losses[:4])
+        finish(again.step, again)
+        assert torch.isfinite(again.losses).all()
+        ends.append(again)
+    same(ends[0], ends[1])
+    # What it draws is of its seed, and nothing that it drew before.
+    finish(run.step, run)
+    for other in (run, ends[2]):
+        assert not torch.equal(ends[0].losses[5:], other.losses[5:])
+
+
+def test_the_noise_is_part_of_the_state():
+    # A state of the same kind of generator is taken as it is.
+    run, again = (make_run(SHORT_SETTINGS["release"]) for _ in range(2))
+    for _ in range(3):
+        run.step()
+    again.load_state_dict(copy.deepcopy(run.state_dict()))
+    assert torch.equal(again.fit.draw_noise(run.fit.z_x), run.fit.draw_noise(run.fit.z_x))
+
+
 def test_the_first_loss_that_is_no_number_is_found():
     run = make_run(make_settings(num_iter=6))
     fixed = FixedStep(run.fit)
@@ -185,7 +224,7 @@ class NothingWaits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", SHORT_SETTINGS)
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "fp16", "bf16"])
 def test_nothing_in_a_step_waits(name, precision, monkeypatch):
     monkeypatch.setattr(fused, "generate", lambda net, z, **_: whole.generate(net, z))
     settings = SHORT_SETTINGS[name].as_dict() | {"precision": precision}
@@ -303,10 +342,80 @@ def test_precision_is_set_on_a_gpu_and_set_back():
         assert [switch.allow_tf32 for switch in switches] == before
 
 
+def test_the_gradient_of_the_image_is_scaled_on_its_way():
+    for size in (1e-9, 1.0, 1e6):
+        x, weight = torch.ones(20, 30, requires_grad=True), torch.ones(3, requires_grad=True)
+        scale = gradient_scale("fp16", x)
+        g = size * torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+        (scaled_gradient(weight.sum() / 3 * x, scale) * g).sum().backward()
+        assert GRADIENT_SIZE / 1.5 < x.grad.square().mean().sqrt() < GRADIENT_SIZE * 1.5
+        assert torch.log2(scale[0]) == torch.log2(scale[0]).round()
+        optimiser = torch.optim.Adam([weight], fused=True)
+        unscale([weight], scale, optimiser)
+        assert torch.allclose(weight.grad, (g.double().sum() / 3).float().expand(3), rtol=1e-3)
+        assert optimiser.found_inf == 0
+    assert gradient_scale("bf16", x) is None
+    assert scaled_gradient(x, None) is x
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_step_with_an_infinite_gradient_changes_nothing(fixed):
+    run = make_run(make_settings(num_iter=8, mse_steps=1, precision="fp16"))
+    step = FixedStep(run.fit).step if fixed else run.step
+    while not run.steps_done or run.fit.optimiser.found_inf:  # an image as small as this one needs less at first
+        step()
+    parameters = [*run.fit.G_x.parameters(), *run.fit.G_k.parameters()]
+
+    def all_of_it():
+        states = [value for p in parameters for value in run.fit.optimiser.state[p].values()]
+        return [value.detach().clone() for value in (*parameters, *states)]
+
+    weight, before, aim = run.fit.G_x.out.weight, all_of_it(), run.fit.scale[1].item()
+    hook = weight.register_hook(lambda g: torch.full_like(g, float("inf")))
+    step()
+    hook.remove()
+    assert all(torch.equal(a, b) for a, b in zip(before, all_of_it(), strict=True))
+    assert run.fit.scale[1] == aim / 4
+    saved = weight.detach().clone()
+    step()
+    assert not torch.equal(weight, saved)
+    assert aim / 4 < run.fit.scale[1] < aim / 3
+    assert torch.isfinite(run.losses).all()
+
+
+def test_the_scale_of_gradients_is_part_of_the_state():
+    settings = make_settings(num_iter=8, mse_steps=1, precision="fp16")
+    one, part, again = (make_run(settings) for _ in range(3))
+    finish(one.step, one)
+    for _ in range(5):
+        part.step()
+    assert part.fit.scale[1] < GRADIENT_SIZE
+    again.load_state_dict(copy.deepcopy(part.state_dict()))
+    finish(again.step, again)
+    same(one, again)
+    assert torch.equal(one.fit.scale, again.fit.scale)
+
+
+def test_float16_rounds_and_little_more():
+    runs = [make_run(make_settings(num_iter=3, mse_steps=1, precision=precision)) for precision in ("float32", "fp16")]
+    for run in runs:
+        finish(run.step, run)
+    assert runs[1].fit.G_x.out.weight.dtype == torch.float32
+    assert not torch.equal(runs[0].losses, runs[1].losses)
+    apart = (runs[0].losses - runs[1].losses).abs() / runs[0].losses
+    assert apart[0] < 1e-3  # from the same parameters
+    assert apart.max() < 0.1
+
+
 def test_precision_is_part_of_the_settings():
     # Results from before there was a choice stay valid.
     assert "precision" not in make_settings().as_dict()
     assert make_settings(precision="bf16").as_dict()["precision"] == "bf16"
+    # Likewise what draws the noise: a result that does not say so has it from the CPU.
+    assert "noise_from" not in make_settings().as_dict()
+    assert make_settings(noise_from="cuda").as_dict()["noise_from"] == "cuda"
+    with pytest.raises(UserError, match="noise_from"):
+        make_settings(noise_from="gpu")
     with pytest.raises(UserError, match="precision"):
         make_settings(precision="float8")
 
@@ -323,10 +432,12 @@ def test_bfloat16_is_not_float32():
 
 
 @CUDA
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-@pytest.mark.parametrize("name", SHORT_SETTINGS)
-def test_cuda_graphs_equal_the_solver_s_steps(name, precision):
-    settings = make_settings(**SHORT_SETTINGS[name].as_dict() | {"precision": precision, "channels": (128,) * 5})
+@pytest.mark.parametrize("noise_from", ["cpu", "cuda"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", ["release", "nonblind"])
+def test_cuda_graphs_equal_the_solver_s_steps(name, precision, noise_from):
+    changes = {"precision": precision, "noise_from": noise_from, "channels": (128,) * 5}
+    settings = make_settings(**SHORT_SETTINGS[name].as_dict() | changes)
     run, other = (make_run(settings, image(200, 220), (9, 9), "cuda") for _ in range(2))
     fixed = FixedStep(other.fit)
     tolerance = 1e-3 if precision == "float32" else 1e-2
@@ -364,3 +475,22 @@ def test_cuda_runs_side_by_side_do_not_disturb_each_other():
         assert torch.equal(run.fit.rng.get_state(), single.fit.rng.get_state())
         assert torch.allclose(run.losses[:3], single.losses[:3], rtol=0.02)
         assert run.losses[-10:].mean().item() == pytest.approx(single.losses[-10:].mean().item(), rel=0.3)
+
+
+@CUDA
+def test_cuda_noise_is_part_of_the_state():
+    settings = make_settings(**SHORT, noise_from="cuda")
+    run, again, on_cpu = (make_run(settings, device=device) for device in ("cuda", "cuda", "cpu"))
+    for step in (FixedStep(run.fit), FixedStep(again.fit)):
+        for _ in range(5):
+            step.step()
+        step.close()
+    state = copy.deepcopy(run.state_dict())
+    again.load_state_dict(state)
+    noise = run.fit.draw_noise(run.fit.z_x)
+    assert torch.equal(again.fit.draw_noise(run.fit.z_x), noise)
+    # And the steps have used it up: without them it would be another.
+    assert not torch.equal(make_run(settings, device="cuda").fit.draw_noise(run.fit.z_x), noise)
+    on_cpu.load_state_dict(state)
+    finish(on_cpu.step, on_cpu)
+    assert torch.isfinite(on_cpu.losses).all()

@@ -181,6 +181,58 @@ def test_result_of_a_colour_image(picture):
     assert result.history["loss"].shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(np.uint8, 255), (np.uint16, 2600), (np.uint16, 65535), (np.float32, 1), (np.float64, 1)]
+)
+def test_a_result_is_of_the_kind_of_the_image(picture, dtype, largest):
+    y = (picture[:40, :44] / picture[:40, :44].max() * largest).astype(dtype)
+    wanted = deblur(y, 5, num_iter=2, device="cpu")
+    assert wanted.image.dtype == dtype
+    assert wanted.image.shape == y.shape
+    assert 0.3 * largest < wanted.image.max() <= 1.3 * largest
+    tensor = torch.from_numpy(y.astype(np.int32) if dtype == np.uint16 else y)
+    if dtype == np.uint16:
+        tensor = tensor.to(torch.uint16)
+    result = deblur(tensor, 5, num_iter=2, device="cpu")
+    assert result.image.dtype == tensor.dtype
+    assert np.array_equal(result.image.numpy(), wanted.image)
+
+
+def test_colours_may_stand_on_any_axis(picture):
+    y = np.stack([picture[:40, :44], 0.5 * picture[:40, :44], 0.9 * picture[:40, :44]], axis=2).astype(np.float32)
+    wanted = deblur(y, 5, num_iter=2, device="cpu").image
+    for axis in (0, 1, 2, -3):
+        moved = deblur(np.moveaxis(y, -1, axis), 5, num_iter=2, device="cpu", channel_axis=axis).image
+        assert np.array_equal(np.moveaxis(moved, axis, -1), wanted)
+    with pytest.raises(UserError, match="channel_axis"):
+        deblur(y, 5, num_iter=2, device="cpu", channel_axis=3)
+
+
+def test_half_precision_comes_back_as_such(picture):
+    y = torch.from_numpy(picture[:40, :44]).to(torch.bfloat16)
+    assert deblur(y, 5, num_iter=1, device="cpu").image.dtype == torch.bfloat16
+
+
+def test_the_callback_is_called_once_a_step_and_may_end_it(picture):
+    y, told = picture[:40, :44], []
+    result = deblur(y, 5, num_iter=3, device="cpu", callback=told.append)
+    assert [step["step"] for step in told] == [1, 2, 3]
+    assert [step["loss"] for step in told] == result.history["loss"].tolist()
+    assert all(step["steps"] == 3 and step["stage"] == "release" and step["seconds"] > 0 for step in told)
+    assert told[-1]["left"] == 0
+    stopped = deblur(y, 5, num_iter=3, device="cpu", callback=lambda step: step["step"] == 2)
+    assert np.array_equal(stopped.history["loss"], result.history["loss"][:2])
+    assert stopped.image.shape == y.shape
+
+
+def test_noise_sets_the_weight_and_no_size_is_estimated(picture, monkeypatch):
+    y = picture[:40, :44]
+    assert deblur(y, 5, num_iter=1, device="cpu", noise=0.02).settings.tv_weight == pytest.approx(2e-3)
+    assert deblur(y, 5, num_iter=1, device="cpu", noise=0.02, tv_weight=0.5).settings.tv_weight == 0.5
+    monkeypatch.setattr("selfdeblur.api.estimate_size", lambda image: (7, 9))
+    assert deblur(y, num_iter=1, device="cpu").kernel.shape == (7, 9)
+
+
 def test_luminance_is_replaced_and_chroma_kept():
     rng = np.random.default_rng(0)
     image = 0.3 + 0.4 * rng.random((6, 7, 3))
@@ -198,7 +250,7 @@ def test_luminance_is_replaced_and_chroma_kept():
         ({"kernel_size": 4}, "kernel_size"),
         ({"kernel_size": (5, 0)}, "kernel_size"),
         ({"kernel_size": (5, 5, 5)}, "kernel_size"),
-        ({"kernel_size": None}, "kernel_size"),
+        ({"noise": 2}, "noise"),
         ({"kernel_size": 51}, "smaller than the kernel"),
         ({"num_iter": 0}, "num_iter"),
         ({"seed": -1}, "seed"),

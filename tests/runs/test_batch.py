@@ -320,3 +320,9 @@ def test_fixed_buffers_are_for_single_stages_on_gpus():
     assert graphs.on_fixed_buffers(run("cuda:1", "release"))
     assert not graphs.on_fixed_buffers(run("cuda:1", "check", "guided"))
     assert not graphs.on_fixed_buffers(run("cpu", "release"))
+
+
+@pytest.mark.parametrize(("options", "named"), [((), None), (("--noise_from", "cuda"), "cuda")])
+def test_a_record_names_what_draws_the_noise(data, tmp_path, options, named):
+    assert levin(data, tmp_path, "--images", f"{NAMES[0]}*", "--num_iter", 2, *options) == 0
+    assert json.loads((tmp_path / f"{NAMES[0]}.json").read_text())["settings"].get("noise_from") == named

@@ -295,12 +295,14 @@ def test_times_of_a_step_on_a_gpu_are_those_of_the_log():
     steps = {}
     for entry in entries:
         if entry["what"] == "step":
-            cell = f"{1000 * entry['seconds_per_step']:.2f}, {entry['peak_gpu_reserved_mb']}"
-            steps[entry["size"], entry["form"], str(entry["batch"]), entry["precision"]] = cell
-    rows = table(section(PAGE, "GPU"), "size")
-    assert len(rows) >= 5
-    for *key, float32, tf32, bf16 in rows:
-        for precision, cell in (("float32", float32), ("tf32", tf32), ("bf16", bf16)):
+            card = entry["card"].split()[1] + (f", {entry['commit']}" if "commit" in entry else "")
+            memory = entry.get("peak_gpu_reserved_mb", f"{entry.get('peak_gpu_mb')} used")
+            cell = f"{1000 * entry['seconds_per_step']:.2f}, {memory}"
+            steps[card, entry["size"], entry["form"], str(entry["batch"]), entry["precision"]] = cell
+    rows = table(section(PAGE, "GPU"), "card, commit")
+    assert len(rows) >= 10
+    for *key, float32, tf32, fp16, bf16 in rows:
+        for precision, cell in (("float32", float32), ("tf32", tf32), ("fp16", fp16), ("bf16", bf16)):
             assert cell == steps.get((*key, precision), "–"), (key, precision)
 
 

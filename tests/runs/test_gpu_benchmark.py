@@ -63,9 +63,9 @@ def test_all_parts_and_again(folder, capsys, monkeypatch):
     ]
     rows = read_csv(folder / "out" / "levin.csv", RECORD_COLUMNS)
     assert [row["preset"] for row in rows] == ["release, bf16, GPU"]
-    assert rows[0]["source"] == "benchmarks/gpu.py, one cpu, 1 images at once, bf16"
+    assert rows[0]["source"] == "benchmarks/gpu.py, one cpu, 8 images at once, bf16"
     assert [row["image"] for row in read_csv(folder / "out" / "lai.csv", RECORD_COLUMNS)] == ["text_01_kernel_01"]
-    assert "| cpu | levin | bf16 | 2 | 1 | 1 |" in said.out
+    assert "| cpu | levin | bf16 | 2 | 1 | 8 |" in said.out
     assert "ms" in said.err
     # All is in the log: nothing is done again.
     before = (folder / "log.jsonl").read_bytes()
@@ -79,7 +79,7 @@ def test_without_time_or_data_it_says_so(folder, capsys):
     assert gpu.main(options(folder, "--minutes", "0")) == 0
     said = capsys.readouterr().err
     assert "no time left for the other steps" in said
-    assert "levin, tf32: no time left" in said
+    assert "levin, fp16: no time left" in said
     assert "lai: left out, because its step was not measured" in said
     assert gpu.main([*options(folder, "--only", "levin"), "--levin", str(folder / "absent")]) == 0
     assert "absent: not there, so left out" in capsys.readouterr().err
@@ -109,11 +109,52 @@ def test_without_a_gpu_it_measures_nothing(folder, monkeypatch):
 
 
 def test_every_case_is_measured_once():
-    cases = gpu.cases(gpu._parser().parse_args([]))
-    assert len(cases) == len(set(cases))
-    assert {case[0] for case in cases} == set(gpu.SIZES)
-    assert {case[2] for case in cases} == set(gpu.PRECISIONS)
-    assert ("levin", "graph", "tf32", 32) in cases
+    assert len(gpu.CASES) == len(set(gpu.CASES))
+    assert {case[0] for case in gpu.CASES} == set(gpu.SIZES)
+    assert {case[1] for case in gpu.CASES} == set(gpu.FORMS)
+    assert {case[2] for case in gpu.CASES} == set(gpu.PRECISIONS)
+
+
+def test_steps_of_another_commit_are_measured_again_when_asked(folder, monkeypatch, capsys):
+    asked = []
+
+    def run(command, end):
+        asked.append(command[command.index("--precision") + 1])
+        return 0, '{"seconds_per_step": 0.5, "precision": "float32"}', ""
+
+    monkeypatch.setattr(gpu, "run", run)
+    for commit, more, expected in (
+        ("one", (), 2),
+        ("one", ("--again",), 0),
+        ("two", (), 0),
+        ("two", ("--again",), 2),
+        ("two", ("--again",), 0),
+    ):
+        monkeypatch.setattr(gpu, "commit_of_package", lambda commit=commit: commit)
+        asked.clear()
+        assert gpu.main(options(folder, "--only", "steps", *more)) == 0
+        assert asked == ["float32"] * expected, (commit, more)
+    assert [e["commit"] for e in entries(folder, "step")] == ["one", "one", "two", "two"]
+    assert "| cpu | two | lai | plain | float32 | 1 | 500.00 | 1.00 | – |" in capsys.readouterr().out
+
+
+def case_of(entry):
+    return tuple(entry[key] for key in ("size", "form", "precision", "batch"))
+
+
+def test_the_steps_of_the_log_are_not_measured_again(tmp_path, monkeypatch):
+    """On a card that the committed log knows, time goes to what it lacks."""
+    log = gpu.Log(ROOT / "benchmarks" / "gpu.jsonl")
+    card = "NVIDIA H100 80GB HBM3"
+    known = {case_of(e) for e in log.entries if e["what"] == "step" and e["card"] == card}
+    assert known
+    log.path = tmp_path / "log"
+    monkeypatch.setattr(gpu, "run", lambda *_: (1, "", "none here"))
+    gpu.measure_steps(gpu._parser().parse_args([]), log, card, gpu.time.monotonic() + 60)
+    done = {
+        (e["size"], e["form"], e["precision"], e["batch"]) for e in map(json.loads, log.path.read_text().splitlines())
+    }
+    assert done == set(gpu.CASES) - known
 
 
 def test_a_damaged_log_is_named(tmp_path):

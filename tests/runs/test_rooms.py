@@ -98,7 +98,7 @@ def test_the_method_needs_torch_alone():
         room = waiting.pop()
         seen.add(room)
         waiting += [other for other in allowed.get(room, ()) if other not in seen]
-    assert seen - set(allowed) == {"torch"}
+    assert seen - set(allowed) == {"torch", "triton"}  # PyTorch for GPUs brings Triton, others do without
     assert "networks" in seen
 
 
