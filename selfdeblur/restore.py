@@ -271,7 +271,7 @@ class _Task:
             if not run.steps_done:
                 raise
             self.stopped = "interrupted"
-        if self.stopped and run.stage != list(run.stages)[-1]:
+        if self.stopped and (run.stage != list(run.stages)[-1] or run.settings.concluded_from):
             # A fit of some steps has no image yet; the kernel that it started at is the best so far.
             found = run.kernels.get("estimate")
             return None, (run.output().kernel if found is None else found).to(y), None

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from selfdeblur.classical import deconvolve, estimate_kernel, quality
-from selfdeblur.classical.deconvolution import kernel_between
 from selfdeblur.classical.judge import busiest_window, clearly_better, noise_level
 from selfdeblur.classical.search import SEARCHES_AGAIN
 from selfdeblur.forward import centre
-from selfdeblur.settings import DECONVOLVED
 from selfdeblur.solver import Fit
 from selfdeblur.vote import vote
 
@@ -91,7 +89,7 @@ class Run:
         self.losses = torch.zeros(settings.num_iter, dtype=y.dtype, device=y.device)
         self.stages = settings.each_stage()
         self.kernels, self.images = {}, {}
-        self.disagreement = self.vote = None
+        self.disagreement = self.vote = self._conclusion = None
         self._slowed = 0
         first = next(iter(self.stages))
         if self.stages[first].kernel_from:
@@ -155,36 +153,62 @@ class Run:
     def output(self):
         """The `Output` so far, without the noise of the steps, so that the networks alone give it again.
 
-        Where the image is a mean with a deconvolved one, this deconvolves y for
-        the least squares kernel from G_x's image to y: a fit of both at once
-        leaves the kernel behind, and on most images this one is better.
+        At the end of a run that is concluded from several kernels, this takes a vote and deconvolves y; once. Where the
+        fit sees a window of y, y is deconvolved with its kernel.
         """
+        if self.settings.concluded_from and self.steps_done == self.settings.num_iter:
+            return self._concluded()
         x, k = (output[0, 0] for output in self.fit.outputs())
+        if not self.fits_all_of_y:
+            image = deconvolve(self.y[0, 0], k).clamp(0, 1).to(x)
+            return Output(image, k, image, 1.0)
         other_stage = self.fit.settings.mean_with
         if other_stage is None:
             return Output(x, k)
         y = self.y[0, 0]
-        if reason := self._against_networks(k):
+        if reason := self._against_networks(k, self.kernels.get("estimate")):
             estimate = self.kernels["estimate"]
             image = deconvolve(y, estimate).clamp(0, 1).to(y)
             return Output(image, estimate, image, 1.0, reason)
-        if other_stage == DECONVOLVED:
-            other = deconvolve(y, kernel_between(y, x, k)).clamp(0, 1).to(y)
-        else:
-            other = self.images[other_stage]
+        other = self.images[other_stage]
         return Output((x + other) / 2, k, other, 0.5)
 
-    def _against_networks(self, kernel):
+    def _concluded(self):
+        """The output at the end, where that is y deconvolved with a kernel that several fits agree on; made once."""
+        if self._conclusion is None:
+            settings, y = self.settings, self.y[0, 0]
+            kernels = {**self.kernels, self.stage: self.fit.outputs()[1][0, 0]}
+            choice = self._choice(kernels, settings.concluded_from, settings)
+            kernel = torch.stack(choice.kernels).mean(0)
+            estimate = kernels["estimate"] if choice.estimate is None else choice.estimate
+            reason = self._against_networks(kernel, estimate)
+            kernel = estimate if reason else kernel
+            image = deconvolve(y, kernel).clamp(0, 1).to(y)
+            self.disagreement, self.vote = choice.disagreement, choice.reason
+            self._conclusion = Output(image, kernel, image, 1.0, reason)
+        return self._conclusion
+
+    def _choice(self, kernels, names, settings):
+        """What `vote` says of the kernels of these names."""
+        return vote(
+            self.y[0, 0],
+            *(kernels[name] for name in names),
+            kernels[settings.rival] if settings.rival else None,
+            doubt=settings.doubt,
+            search_again=lambda: self._search(searches=SEARCHES_AGAIN),
+        )
+
+    def _against_networks(self, kernel, estimate):
         """Why the estimate is to be taken instead of what the networks made of it; None if they may have improved it.
 
         A generator that is still smooth narrows the kernel to make up for it, and one that sees noise fits it.
         """
         settings, y = self.fit.settings, self.y[0, 0]
-        if "estimate" not in self.kernels:
+        if estimate is None:
             return None
         if noise_level(y) > settings.most_noise:
             return "there is too much noise for a fit of networks"
-        if clearly_better(y, self.kernels["estimate"], kernel, share=settings.passes):
+        if clearly_better(y, estimate, kernel, share=settings.passes):
             return "the kernel of the networks explains the blurry image worse than the estimate does"
         return None
 
@@ -208,7 +232,7 @@ class Run:
         state = self.fit.G_x.state_dict()
         if self.fit.settings.guided:
             state["guide"] = self.fit.z_x
-        if output.other is not None:
+        if output.other is not None:  # of which the image of a network that saw a window of y is no part
             state["other"], state["share"] = output.other, torch.tensor(output.share)
         return state
 
@@ -216,7 +240,7 @@ class Run:
         """The state of a G_k that gives the kernel of an output, or None where the kernel is known."""
         if self.kernel is not None:
             return None
-        if output.handed_back is None:
+        if output.share < 1:
             return self.fit.G_k.state_dict()
         generator = copy.deepcopy(self.fit.G_k)
         generator.start_at(self.fit.z_k, output.kernel)
@@ -241,13 +265,7 @@ class Run:
         starts, guides = [kernels[source] for source in settings.kernel_from], None
         disagreement, decided_by = self.disagreement, self.vote
         if len(starts) == 2:
-            choice = vote(
-                self.y[0, 0],
-                *starts,
-                kernels[settings.rival] if settings.rival else None,
-                doubt=settings.doubt,
-                search_again=lambda: self._search(searches=SEARCHES_AGAIN),
-            )
+            choice = self._choice(kernels, settings.kernel_from, settings)
             starts, guides = choice.kernels, choice.images
             disagreement, decided_by = choice.disagreement, choice.reason
             if choice.estimate is not None:

@@ -57,19 +57,22 @@ class ImageModel:
         channels = self._net.scales[0].down[0].in_channels
         if self._guide is not None and (self._guide.dim() != 4 or tuple(self._guide.shape[:2]) != (1, channels)):
             raise UserError(f"{path}: the image that the network in it sees is of another shape")
-        if self._other is not None and (self._guide is None or self._other.shape != self._guide.shape[2:]):
-            raise UserError(f"{path}: the image that makes a mean with that of the network is of another shape")
         if share.numel() != 1 or not 0 <= float(share) <= 1:
-            raise UserError(
-                f"{path}: the share of the image that makes a mean with that of the network is not in 0 to 1"
-            )
-        self._share = float(share)
+            raise UserError(f"{path}: the share of the other image is not within 0 to 1")
+        self._share = 0.0 if self._other is None else float(share)
+        if self._other is not None:
+            # Where the image is not the network's at all, that may have seen a part of it only.
+            size = self._guide.shape[2:] if self._guide is not None and self._share < 1 else self._other.shape
+            if self._other.dim() != 2 or self._other.shape != size or (self._guide is None and self._share < 1):
+                raise UserError(f"{path}: the image that makes a mean with that of the network is of another shape")
 
     @property
     @torch.no_grad()
     def image(self) -> np.ndarray:
         if self.image_size is None or self.kernel_size is None:
             raise UserError(f"{self._path}: the sizes of image and kernel are not known; give both to load_model")
+        if self._share == 1:
+            return centre(self._other[None, None], self.kernel_size)[0, 0].numpy()
         z_x = draw_z_x(self.image_size, self.kernel_size, seed=self._seed) if self._guide is None else self._guide
         x = self._net(z_x)
         if self._other is not None:

@@ -74,13 +74,12 @@ def test_a_stage_starts_where_it_is_told(picture, monkeypatch, short_search):
     _, _, y = blurred(picture, 48, 5, 1)
     # Another search, or the stage from scratch, finds nothing better.
     monkeypatch.setattr("selfdeblur.vote.least_bad", lambda y, kernels: 0)
-    monkeypatch.setattr("selfdeblur.vote.clearly_better", lambda y, kernel, other: False)
     for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
-        settings = make_settings("fast", num_iter=6)
+        settings = make_settings("best", num_iter=6)
         stages = [dict(stage) for stage in settings.stages]
-        stages[2]["doubt"] = doubt
-        run = finish(Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages)))
-        assert list(run.stages) == ["scratch", "check", "guided"]
+        stages[1]["doubt"] = doubt
+        run = finish(Run(y[None, None], (5, 5), make_settings("best", num_iter=6, stages=stages)))
+        assert list(run.stages) == ["check", "guided"]
         assert torch.equal(run.kernel_starts, torch.stack([run.kernels[source] for source in sources]))
         assert not torch.equal(run.kernels["estimate"], run.kernels["check"])
         assert run.disagreement > 0
@@ -213,15 +212,42 @@ def test_an_image_is_the_mean_of_two_stages(picture, short_search):
     assert torch.equal(run.result()[0], (first + second) / 2)
 
 
-def test_an_image_is_the_mean_with_a_deconvolved_one(picture, short_search):
+@pytest.mark.parametrize("doubt", [1e9, -1.0])
+def test_a_run_ends_with_the_mean_of_kernels_deconvolved(picture, monkeypatch, short_search, doubt):
+    monkeypatch.setattr("selfdeblur.vote.least_bad", lambda y, kernels: 0)
+    monkeypatch.setattr("selfdeblur.vote.clearly_better", lambda y, kernel, other: False)
+    monkeypatch.setattr("selfdeblur.stages.clearly_better", lambda y, kernel, other, share: False)
     _, _, y = blurred(picture, 64, 7, 1)
-    run = finish(short_run("fast", y, 7))
-    with torch.no_grad():
-        x = run.fit.G_x(run.fit.z_x)[0, 0]
-    kernel = kernel_between(y, x, run.fit.G_k(run.fit.z_k)[0, 0].detach())
-    expected = (x + deconvolve(y, kernel).clamp(0, 1)) / 2
+    run = finish(Run(y[None, None], (7, 7), make_settings("fast", num_iter=7, doubt=doubt)))
+    check = run.fit.G_k(run.fit.z_k)[0, 0].detach()
+    kernel = (run.kernels["estimate"] + check) / 2 if doubt > 0 else check
+    assert torch.allclose(run.result()[1], kernel, atol=1e-7)
+    expected = deconvolve(y, run.output().kernel).clamp(0, 1)
     assert torch.equal(run.result()[0], expected[3:-3, 3:-3])
-    assert torch.equal(run.image_state(run.output())["other"], deconvolve(y, kernel).clamp(0, 1))
+    state = run.image_state(run.output())
+    assert torch.equal(state["other"], expected)
+    assert float(state["share"]) == 1
+
+
+@pytest.mark.parametrize("why", ["energy", "noise", None])
+def test_the_estimate_is_handed_back(picture, monkeypatch, short_search, why):
+    _, _, y = blurred(picture, 64, 7, 1)
+    shares = []
+    monkeypatch.setattr(
+        "selfdeblur.stages.clearly_better",
+        lambda y, kernel, other, share: bool(shares.append(share)) or why == "energy",
+    )
+    most_noise = 0.0 if why == "noise" else 1.0
+    run = finish(Run(y[None, None], (7, 7), make_settings("fast", num_iter=7, most_noise=most_noise)))
+    output = run.output()
+    assert (output.handed_back is not None) == (why is not None)
+    assert shares == ([] if why == "noise" else [make_settings("fast").passes])
+    assert torch.equal(output.kernel, run.kernels["estimate"]) == (why is not None)
+    assert run.quality(output).get("handed_back") == output.handed_back
+    # The saved network of the kernel gives that kernel.
+    generator = KernelGenerator((7, 7))
+    generator.load_state_dict(run.kernel_state(output))
+    assert (generator(run.fit.z_k)[0, 0] - output.kernel).abs().max() < 1e-5
 
 
 def test_the_kernel_between_two_images(picture):
@@ -240,8 +266,8 @@ def test_a_window_is_fitted_alone(picture, short_search):
     run.step()
     assert run.fit.y.shape == (1, 1, 40, 40)
     assert not run.fits_all_of_y
+    assert run.result()[0].shape == (64, 64)
     finish(run)
-    assert run.fits_all_of_y
     assert run.result()[0].shape == (64, 64)
 
 

@@ -17,6 +17,7 @@ from selfdeblur.__main__ import COMMANDS, main
 from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.runs.command import _parser
 from selfdeblur.scores.tables import read_csv
+from selfdeblur.settings import QUICK
 
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md", "results/README.md")
 LOG = sorted((ROOT / "benchmarks" / "log").glob("*.md"))
@@ -50,11 +51,6 @@ def table(text, first):
 
 def _end(lines):
     return next((n for n, line in enumerate(lines) if not line.startswith("|")), len(lines))
-
-
-def unfinished(text):
-    """Whether a part of a document has a comment that says it is not yet checked against the code."""
-    return "<!-- check:" in text
 
 
 # Links, files, lines
@@ -166,24 +162,18 @@ def test_shell_commands_exist(words):
 
 @pytest.mark.parametrize("words", [*named_commands("selfdeblur")])
 def test_options_of_the_command_exist(words):
-    if unfinished(section(README, "Your own image")):
-        pytest.xfail("the README's section of the command is not yet checked")
     assert options_in(words) <= options_of(lambda: main(["--help"]))
 
 
 def test_the_table_of_the_command_names_its_options():
     text = section(README, "Your own image")
-    if unfinished(text):
-        pytest.xfail("the README's section of the command is not yet checked")
     named = {option for row in table(text, "option") for option in re.findall(r"--\w+", row[0])}
     assert named <= options_of(lambda: main(["--help"]))
 
 
 def test_readme_names_every_preset_and_option():
     presets = {row[0].strip("`") for row in table(section(README, "Presets"), "preset")}
-    assert set(PRESETS) <= presets
-    if not unfinished(section(README, "Presets")):
-        assert presets == set(PRESETS)
+    assert presets == {QUICK, *PRESETS}
     options = {f"--{action.dest}" for action in _parser(LEVIN)._actions if action.dest != "help"}
     rows = table(section(README, "Reproduce the paper"), "option")
     assert {name for row in rows for name in re.findall(r"--\w+", row[0])} <= options
@@ -202,8 +192,6 @@ def test_reasons_for_doubt_are_those_of_the_program():
 
 def test_markers_are_those_of_the_tests():
     text = text_of(ROOT / "CONTRIBUTING.md")
-    if unfinished(section(text, "Tests")):
-        pytest.xfail("the section on tests is not yet checked")
     named = {row[0].strip("`") for row in table(section(text, "Tests"), "marker")}
     declared = set(re.findall(r'^    "(\w+):', section_of_markers(), re.M))
     assert named == declared
