@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import signal
 import warnings
 
 # Tests run side by side, one on each core: threads would only wait for each other. It is read where PyTorch is loaded.
@@ -20,6 +21,9 @@ from skimage import data, util
 from thin import make_searches_short, make_thin
 
 torch.set_num_threads(1)
+# A job in the background of a shell is started with SIGINT ignored, which some tests send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -11,6 +11,7 @@ import resource
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import zlib
 from pathlib import Path
@@ -682,11 +683,19 @@ def test_what_is_no_file(tmp_path, reader, suffix):
     refusal(reader, path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_file_without_permission(path):
-    path.write_bytes(png(RGB, 2))
-    path.chmod(0)
-    assert "Permission denied" in refusal(read_image, path)
+def test_file_without_permission():
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "image.png")
+        path.write_bytes(png(RGB, 2))
+        path.chmod(0)
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read everything
+            assert "Permission denied" in refusal(read_image, path)
+        finally:
+            os.seteuid(user)
 
 
 def test_file_too_large_is_not_even_read(path):

@@ -20,11 +20,13 @@ from selfdeblur.settings import make_settings
 from selfdeblur.stages import Run
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED: CUDA graphs, because there is no GPU here")
-SHORT = {"num_iter": 7, "mse_steps": 3, "milestones": (2, 5)}
+# Half of the method's channels, still as many as have the form for CPUs of `networks.fused`.
+CHANNELS = (64,) * 5
+SHORT = {"num_iter": 7, "mse_steps": 3, "milestones": (2, 5), "channels": CHANNELS}
 SHORT_SETTINGS = {
     "release": make_settings(**SHORT),
-    "paper": make_settings("paper", num_iter=5, tv_weight=1e-2),
-    "nonblind": make_settings("nonblind", num_iter=5, milestones=(3,)),
+    "paper": make_settings("paper", num_iter=5, tv_weight=1e-2, channels=CHANNELS),
+    "nonblind": make_settings("nonblind", num_iter=5, milestones=(3,), channels=CHANNELS),
     "without noise": make_settings(**SHORT, input_noise=0.0),
 }
 
@@ -434,7 +436,7 @@ def test_bfloat16_is_not_float32():
 @pytest.mark.parametrize("precision", ["float32", "tf32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", ["release", "nonblind"])
 def test_cuda_graphs_equal_the_solver_s_steps(name, precision, noise_from):
-    changes = {"precision": precision, "noise_from": noise_from}
+    changes = {"precision": precision, "noise_from": noise_from, "channels": (128,) * 5}
     settings = make_settings(**SHORT_SETTINGS[name].as_dict() | changes)
     run, other = (make_run(settings, image(200, 220), (9, 9), "cuda") for _ in range(2))
     fixed = FixedStep(other.fit)

@@ -159,6 +159,22 @@ def test_fused_form_equals_the_plain_one(size, form, pieces):
         assert_close(other, gradient)
 
 
+def test_several_threads_give_the_same(monkeypatch):
+    """The other tests run with one thread. The same number of threads gives the same bytes each time."""
+    monkeypatch.setattr(fused, "TILED", 1000)
+    plain, gradients = outputs_and_gradients((97, 139), torch.float64, "plain", width=32)
+    torch.set_num_threads(3)
+    try:
+        (x, others), (again, same) = (outputs_and_gradients((97, 139), torch.float64, "fused", width=32) for _ in "12")
+    finally:
+        torch.set_num_threads(1)
+    assert (x - plain).abs().max() < 1e-12
+    assert torch.equal(x, again)
+    for name, gradient in gradients.items():
+        assert_close(others[name], gradient)
+        assert torch.equal(others[name], same[name])
+
+
 def test_fused_form_rounds_like_the_plain_one(monkeypatch):
     errors, gradient_errors = collections.defaultdict(list), collections.defaultdict(list)
     # Not so small that the deepest scale normalises by a handful of positions, which makes rounding a matter of chance.

@@ -1,6 +1,5 @@
 """The problems of the zoo, and what its tables say of rows."""
 
-import multiprocessing
 import sys
 from collections import Counter
 
@@ -192,9 +191,7 @@ def test_the_table_compares_labels_on_their_common_problems(tmp_path, capsys):
 
 
 @pytest.mark.processes
-def test_what_has_a_row_is_left(tmp_path, capsys, monkeypatch, thin):
-    # Forks have the packages, and the thin search.
-    monkeypatch.setattr(zoo, "get_context", lambda _: multiprocessing.get_context("fork"))
+def test_what_has_a_row_is_left(tmp_path, capsys):
     table = tmp_path / "zoo.csv"
     smallest = min(problems("development"), key=lambda problem: np.prod(problem.side) * problem.kernel_size[0])
     arguments = ["run", str(smallest.number), "--preset", "estimate", "--csv", str(table)]
