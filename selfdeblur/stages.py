@@ -184,6 +184,7 @@ class Run:
             reason = self._against_networks(kernel, estimate)
             kernel = estimate if reason else kernel
             image = deconvolve(y, kernel).clamp(0, 1).to(y)
+            self.kernels = kernels | {"estimate": estimate}
             self.disagreement, self.vote = choice.disagreement, choice.reason
             self._conclusion = Output(image, kernel, image, 1.0, reason)
         return self._conclusion

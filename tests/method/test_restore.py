@@ -269,11 +269,11 @@ def test_the_callback_sees_every_step_and_may_end_the_fit(monkeypatch, colour):
     told = []
     result = deblurred(y, kernel_size=9, preset="fast", device="cpu", callback=told.append)
     steps = [step for step in told if step["loss"] is not None]
-    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
-    assert {step["stage"] for step in steps} == {"scratch", "check", "guided"}
-    assert all(step["steps"] == 6 and step["seconds"] > 0 and step["left"] >= 0 for step in steps)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert {step["stage"] for step in steps} == {"scratch", "check"}
+    assert all(step["steps"] == 4 and step["seconds"] > 0 and step["left"] >= 0 for step in steps)
     assert not result.stopped
-    for end, stage in ((1, "scratch"), (5, "guided")):
+    for end, stage in ((1, "scratch"), (3, "check")):
 
         def stop(told, end=end):
             return told["loss"] is not None and told["step"] == end

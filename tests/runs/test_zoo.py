@@ -226,7 +226,8 @@ def test_a_row_has_the_stages_of_the_preset(monkeypatch, thin):
     assert set(stages) == {"scratch", "estimate", "check", "end"}
     assert float(stages["estimate"]) == pytest.approx(found["true"], abs=0.01)
     assert float(stages["scratch"]) < found["true"] - 3
-    assert found["result"] < found["true"]
+    # Both kernels of the mean start at the true one.
+    assert found["result"] == pytest.approx(found["true"], abs=0.5)
     assert set(zoo.COLUMNS) - set(found) == {"label", "commit"}
 
 
