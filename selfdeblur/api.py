@@ -14,7 +14,7 @@ from selfdeblur.classical.size import estimate_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.graphs import stepping
-from selfdeblur.settings import PRESETS, Settings, check_known_kernel, make_settings
+from selfdeblur.settings import PRESETS, TV_WEIGHT_OF_NOISE, Settings, check_known_kernel, make_settings
 from selfdeblur.stages import Output, Run
 from selfdeblur.values import from_unit, to_unit, value_range
 
@@ -128,7 +128,7 @@ def deblur(
         if not (isinstance(noise, int | float) and 0 <= noise < 1):
             raise UserError(f"noise: {noise!r} is not a number from 0 to 1")
         if not PRESETS[preset][1].get("stages") if preset in PRESETS else False:
-            changes.setdefault("tv_weight", 0.1 * noise)
+            changes.setdefault("tv_weight", TV_WEIGHT_OF_NOISE * noise)
     settings = make_settings(preset, num_iter=num_iter, seed=seed, **changes)
     kind = _Kind(y, channel_axis)
     y = check_image(kind.unit)

@@ -22,7 +22,7 @@ from selfdeblur.classical.search import SEARCHES, estimate_kernel
 from selfdeblur.classical.size import estimate_size
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
-from selfdeblur.settings import PRESETS, QUICK, make_settings
+from selfdeblur.settings import PRESETS, QUICK, TV_WEIGHT_OF_NOISE, make_settings
 from selfdeblur.tiles import deconvolve_tiled
 
 # Kernel search and deconvolution alone, besides the presets of the method.
@@ -260,7 +260,7 @@ class _Task:
         preset = "nonblind" if kernel is not None else self.preset
         changes = {"noise_from": y.device.type}
         if self.noise_given and preset in ("release", "paper"):
-            changes["tv_weight"] = 0.1 * self.noise
+            changes["tv_weight"] = TV_WEIGHT_OF_NOISE * self.noise
         settings = make_settings(preset, seed=self.seed, **changes)
         known = None if kernel is None else kernel.cpu().numpy()
         run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)

@@ -160,34 +160,34 @@ class Run:
             return self._concluded()
         x, k = (output[0, 0] for output in self.fit.outputs())
         if not self.fits_all_of_y:
-            image = deconvolve(self.y[0, 0], k).clamp(0, 1).to(x)
-            return Output(image, k, image, 1.0)
+            return self._deconvolved(k)
         other_stage = self.fit.settings.mean_with
         if other_stage is None:
             return Output(x, k)
-        y = self.y[0, 0]
         if reason := self._against_networks(k, self.kernels.get("estimate")):
-            estimate = self.kernels["estimate"]
-            image = deconvolve(y, estimate).clamp(0, 1).to(y)
-            return Output(image, estimate, image, 1.0, reason)
+            return self._deconvolved(self.kernels["estimate"], reason)
         other = self.images[other_stage]
         return Output((x + other) / 2, k, other, 0.5)
 
     def _concluded(self):
         """The output at the end, where that is y deconvolved with a kernel that several fits agree on; made once."""
         if self._conclusion is None:
-            settings, y = self.settings, self.y[0, 0]
+            settings = self.settings
             kernels = {**self.kernels, self.stage: self.fit.outputs()[1][0, 0]}
             choice = self._choice(kernels, settings.concluded_from, settings)
             kernel = torch.stack(choice.kernels).mean(0)
             estimate = kernels["estimate"] if choice.estimate is None else choice.estimate
             reason = self._against_networks(kernel, estimate)
-            kernel = estimate if reason else kernel
-            image = deconvolve(y, kernel).clamp(0, 1).to(y)
             self.kernels = kernels | {"estimate": estimate}
             self.disagreement, self.vote = choice.disagreement, choice.reason
-            self._conclusion = Output(image, kernel, image, 1.0, reason)
+            self._conclusion = self._deconvolved(estimate if reason else kernel, reason)
         return self._conclusion
+
+    def _deconvolved(self, kernel, handed_back=None):
+        """The output whose image is y deconvolved with a kernel, and no part of it a network's."""
+        y = self.y[0, 0]
+        image = deconvolve(y, kernel).clamp(0, 1).to(y)
+        return Output(image, kernel, image, 1.0, handed_back)
 
     def _choice(self, kernels, names, settings):
         """What `vote` says of the kernels of these names."""
