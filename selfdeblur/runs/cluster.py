@@ -8,8 +8,10 @@ again, and the task goes on from there.
 
 import contextlib
 import copy
+import io
 import json
 import os
+import shutil
 import signal
 import sys
 import sysconfig
@@ -214,16 +216,18 @@ def _to_slurm(submitit, args, place, tasks):
     if args.cluster_cpus:
         # From 22.05 on, srun does not take it from sbatch.
         options |= {"cpus_per_task": args.cluster_cpus, "srun_args": [f"--cpus-per-task={args.cluster_cpus}"]}
+    if not shutil.which("srun") or not shutil.which("sbatch"):
+        raise UserError("--cluster slurm: srun and sbatch are not found; log in to a machine of a Slurm cluster")
+    before = set(place.iterdir())
+    executor = submitit.SlurmExecutor(place, max_num_timeout=MOST_TIMES)
+    executor.update_parameters(**options)
     try:
-        executor = submitit.SlurmExecutor(place, max_num_timeout=MOST_TIMES)
-        executor.update_parameters(**options)
-        return executor.submit_array(tasks)
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what sbatch says, which follows here
+            return executor.submit_array(tasks)
     except RuntimeError as error:
-        if "srun" in str(error):
-            raise UserError("--cluster slurm: srun is not found; log in to a machine of a Slurm cluster") from error
+        for path in set(place.iterdir()) - before:
+            path.unlink(missing_ok=True)
         raise UserError(f"--cluster slurm: {_last_line(error)}") from error
-    except OSError as error:
-        raise UserError(f"--cluster slurm: sbatch cannot be run ({error.strerror})") from error
 
 
 def _to_this_machine(submitit, args, place, tasks):

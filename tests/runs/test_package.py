@@ -31,10 +31,16 @@ def declared():
     return requirements(ast.literal_eval(re.search(r"^dependencies = (\[.*?\])", PYPROJECT, re.M | re.S)[1]))
 
 
+def optional():
+    """Packages that an extra of the package brings."""
+    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", PYPROJECT, re.M | re.S)[1]
+    return requirements(re.findall(r'"([^"]+)"', extras))
+
+
 def test_every_package_that_is_imported_is_declared():
     imported = set().union(*(set(targets) for targets in imports().values())) - set(table())
     imported.remove("triton")  # PyTorch for GPUs brings it, and without it another form does the same
-    assert {PACKAGES.get(name, name).lower() for name in imported} <= declared()
+    assert {PACKAGES.get(name, name).lower() for name in imported} <= declared() | optional()
     assert requirements((ROOT / "requirements.txt").read_text().splitlines()) == declared()
 
 
