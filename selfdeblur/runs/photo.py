@@ -19,7 +19,7 @@ from selfdeblur.checks import check_kernel_size
 from selfdeblur.errors import OutputError, UserError
 from selfdeblur.files import names
 from selfdeblur.files.atomic import write_bytes, write_text
-from selfdeblur.files.images import MAX_BYTES, write_image
+from selfdeblur.files.images import MAX_BYTES, list_files, write_image
 from selfdeblur.files.kernels import read_kernel
 from selfdeblur.files.locks import take_lock
 from selfdeblur.files.picture import FORMATS, encode_picture, read_picture
@@ -208,13 +208,13 @@ def _in_folder(folder, output, recursive):
     if output is not None and (Path(output).is_file() or Path(output).suffix.lower() in FORMATS):
         raise UserError(f"{output}: is a file for the pictures of a folder; name a folder")
     try:
-        paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
+        paths = list_files(folder, recursive)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
     jobs = []
     for path in paths:
         ours = path.stem.endswith(RESULT) or (path.stem.endswith(KERNEL) and path.suffix == ".png")
-        if path.suffix.lower() not in FORMATS or path.name.startswith(".") or ours or not path.is_file():
+        if path.suffix.lower() not in FORMATS or path.name.startswith(".") or ours:
             continue
         place = Path(output) / path.parent.relative_to(folder) if output is not None else path.parent
         jobs.append(Job(path, place / f"{path.stem}{RESULT}{path.suffix}", found=True))
