@@ -22,6 +22,7 @@ from selfdeblur.arguments import guarded
 from selfdeblur.errors import STOPPING, StoppedError, UserError
 from selfdeblur.files import names
 from selfdeblur.files.atomic import write_text
+from selfdeblur.runs.status import read_status, table
 
 CLUSTERS = ("slurm", "local", "debug")
 SLURM_MINUTES, LOCAL_MINUTES = 60, 365 * 24 * 60
@@ -94,6 +95,7 @@ def submit(run, args, *, images, folder):
         return 0
     print(f"{what}, logs are in {place}", file=sys.stderr)
     statuses = _results(jobs, count)
+    print(table(read_status(folder)), file=sys.stderr)
     return next((status for status in STATUSES if status in statuses), 0)
 
 

@@ -25,7 +25,7 @@ def add_arguments(parser):
 def main(args):
     """Print the table; returns the exit status."""
     found = read_status(args.folder)
-    print(json.dumps(found) if args.json else _table(found))
+    print(json.dumps(found) if args.json else table(found))
     return 0
 
 
@@ -152,7 +152,8 @@ def _of_photographs(log, found):
             (found.running if alive else found.interrupted)[name] = None
 
 
-def _table(found):
+def table(found):
+    """What `read_status` gives, as lines of text."""
     images, tasks = found["images"], found["tasks"]
     title = str(found["folder"])
     if images is not None:
