@@ -16,7 +16,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scan
 CGROUPS = ("CgroupPlugin=disabled", "CgroupPlugin=cgroup/v1", "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes")
 SECONDS = 20
 
-# More CPUs than there are: tasks of a test wait more than they compute. A job that is queued again waits cred_expire.
+# More CPUs than there are: tasks of a test wait more than they compute. A job that is queued again waits cred_expire,
+# which is at least 5 seconds: with less it is 120.
 CONFIG = """
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
@@ -24,7 +25,7 @@ SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmUser=root
 SlurmdUser=root
-AuthInfo=socket={folder}/munge/socket,cred_expire=2
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid

@@ -84,8 +84,8 @@ def submit(run, args, *, images, folder):
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{place}: cannot be made ({error.strerror})") from error
-    _make_importable()
-    jobs = _EXECUTORS[args.cluster](submitit, args, place, tasks)
+    with _importable():
+        jobs = _EXECUTORS[args.cluster](submitit, args, place, tasks)
     told = {"cluster": args.cluster, "images": images, "tasks": count, "jobs": [job.job_id for job in jobs]}
     write_text(place / names.TASKS, json.dumps(told, indent=2) + "\n")
     what = f"{count} tasks for {images} images"
@@ -192,12 +192,20 @@ def _of_task(args, part, count):
     return args
 
 
-def _make_importable():
+@contextlib.contextmanager
+def _importable():
     """Let the tasks find this package where it is not installed and they start in another folder than the script's."""
-    root = str(Path(__file__).resolve().parents[2])
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *known]))
+    root, before = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
+    installed = root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    if not installed:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if not installed:
+            os.environ.pop("PYTHONPATH")
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
 
 
 def _to_slurm(submitit, args, place, tasks):
