@@ -138,7 +138,7 @@ def _of_photographs(log, found):
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             told = json.loads(line)
-            if told.get("status") != BEFORE or told["input"] not in last:
+            if told.get("status") != BEFORE or last.get(told["input"], {}).get("status") not in DONE:
                 last[told["input"]] = told
         except (ValueError, TypeError, KeyError, AttributeError):
             continue

@@ -395,10 +395,12 @@ def test_the_table_of_states(tmp_path, capsys):
 def test_lines_that_are_cut_off_are_left_out(tmp_path):
     (tmp_path / "cluster").mkdir()
     lines = [{"input": "a", "status": "running"}, {"input": "a", "status": "doubtful", "seconds": 3.0}, [1], 2]
+    lines += [{"input": "a", "status": "done before"}]  # of a task that started again
+    lines += [{"input": "c", "status": "running"}, {"input": "c", "status": "done before"}]  # killed between two writes
     text = "\n".join(json.dumps(line) for line in lines) + '\n{"input": "b", "sta'
     (tmp_path / "cluster" / "photos_1_of_2.jsonl").write_text(text)
     found = read_status(tmp_path)
-    assert (found["done"], found["doubtful"], found["images"], found["waiting"]) == (1, 1, None, None)
+    assert (found["done"], found["doubtful"], found["images"], found["waiting"]) == (2, 1, None, None)
     assert (found["running"], found["interrupted"]) == ({}, {})
 
 
