@@ -37,8 +37,9 @@ class Result:
     history : dict of str to ndarray
         ``loss``: the objective at each step.
     settings : Settings
+        The settings of the run, those that were not given at their defaults.
     seconds : float
-        Time that the steps took.
+        Time that the steps took, with the search for the kernel and the deconvolution; not the estimate of its size.
     quality : dict
         What speaks for or against the result, judged without the sharp image:
         see `selfdeblur.classical.quality.assess`.
@@ -94,6 +95,7 @@ def deblur(
     num_iter : int, optional
         Steps; by default those of the preset.
     seed : int
+        Of the networks, their inputs and the noise of the steps, at least 0.
     device : str or torch.device, optional
         By default CUDA where there is one, else the CPU.
     kernel : ndarray (h, w), optional
@@ -107,11 +109,12 @@ def deblur(
     Returns
     -------
     Result
+        The sharp image, the kernel, and how far they may be trusted.
 
     Raises
     ------
     UserError
-        If the image, the kernel, its size, a setting or the device is not usable.
+        A `ValueError`, if the image, the kernel, its size, a setting or the device is not usable.
 
     Examples
     --------
@@ -177,7 +180,7 @@ def blind_deconvolve(
         See `selfdeblur.PRESETS`.
     channel_axis : int or None, optional
         The axis of the colours. None: the image is grey and has two axes.
-    rng : int, `numpy.random.Generator` or None, optional
+    rng : int, numpy.random.Generator or None, optional
         The seed of the networks and of their inputs, or a generator that it is drawn from. None draws another one at
         each call.
     callback : callable, optional
@@ -204,7 +207,7 @@ def blind_deconvolve(
 
     References
     ----------
-    .. [1] D. Ren, K. Zhang, Q. Wang, Q. Hu, W. Zuo, "Neural Blind Deconvolution Using Deep Priors", CVPR 2020.
+    D. Ren, K. Zhang, Q. Wang, Q. Hu, W. Zuo, "Neural Blind Deconvolution Using Deep Priors", CVPR 2020.
 
     Examples
     --------
