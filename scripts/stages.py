@@ -57,14 +57,14 @@ def drawing(y, truth, x, kernel, images, kernels, steps):
         "search": "sparse gradients, from coarse to fine, many starts",
         "scratch": f"{steps['scratch']} steps of two thin networks, from noise",
         "check": f"{steps['check']} steps of two thin networks, from the kernel of the search",
-        "vote": "the mean of the kernels that agree",
+        "vote": "mean of the kernels that agree",
     }
     parts += panel(columns[1], middle, None, kernels["estimate"], "search", texts["search"])
     parts += panel(columns[2], middle, images["check"], kernels["check"], "check", texts["check"])
     parts += panel(columns[1], row + middle, images["scratch"], kernels["scratch"], "scratch", texts["scratch"])
     parts += panel(columns[2], row + middle, None, kernel, "vote", texts["vote"])
     parts += panel(columns[3], middle, x, None, "deconvolution", "y with that kernel: the result x")
-    parts += panel(columns[3], row + middle, truth, None, "for comparison", "the sharp image, which no stage sees")
+    parts += panel(columns[3], row + middle, truth, None, "for comparison", "the sharp image, seen by none")
     upper, lower = middle + half, row + middle + half
     left, right = (GAP + IMAGE) * 1 - GAP + 6, (GAP + IMAGE) * 1 - 6
     parts += [

@@ -271,7 +271,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """The presets by name: what each is, in one sentence, and what it changes from the defaults of `Settings`, which are
-the released program's. "quick", kernel search and deconvolution alone, is none of these: `selfdeblur.restore` has it."""
+the released program's. "quick", kernel search and deconvolution alone, is none of them: `selfdeblur.restore` has it."""
 
 
 def check_known_kernel(preset: str, known: bool, *, kernel: str = "kernel") -> None:
