@@ -25,6 +25,10 @@ try:
     from deepinv.physics import Blur, BlurFFT, Physics
 except ImportError as error:
     raise MissingExtraError(f'selfdeblur.deepinv needs deepinv: pip install "selfdeblur[deepinv]" ({error})') from error
+except RuntimeError as error:  # of torchvision, where it was made for another PyTorch
+    found = str(error).strip().split("\n")[0]
+    line = f"selfdeblur.deepinv: PyTorch and torchvision are no pair: install both anew ({found})"
+    raise MissingExtraError(line) from error
 
 # Noise takes a measurement beyond 0 to 1. One that goes further is of another range.
 BEYOND = 0.5
@@ -62,7 +66,7 @@ class SelfDeblur(Reconstructor):
     Raises
     ------
     MissingExtraError
-        At the import of this module, where there is no deepinv.
+        At the import of this module, where deepinv is missing or cannot be loaded.
     UserError
         If preset, size or a setting is not usable.
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -227,3 +228,16 @@ def test_without_deepinv_one_line_says_what_to_install(monkeypatch):
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, UserError)
     assert isinstance(caught.value, ImportError)
+
+
+def test_a_torchvision_for_another_pytorch_is_named(monkeypatch):
+    def fail(name):
+        raise RuntimeError("operator torchvision::nms does not exist\nand more")
+
+    broken = types.ModuleType("deepinv.models")
+    broken.__getattr__ = fail
+    monkeypatch.setitem(sys.modules, "deepinv", types.ModuleType("deepinv"))
+    monkeypatch.setitem(sys.modules, "deepinv.models", broken)
+    monkeypatch.delitem(sys.modules, "selfdeblur.deepinv", raising=False)
+    with pytest.raises(MissingExtraError, match=r"are no pair: .* \(operator torchvision::nms does not exist\)$"):
+        importlib.import_module("selfdeblur.deepinv")

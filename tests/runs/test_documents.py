@@ -26,7 +26,15 @@ DOCUMENTS = [*(ROOT / name for name in NAMES), ROOT / "benchmarks" / "README.md"
 # Pages of the documentation that are made while it is built, see scripts/docs.py.
 GENERATED = {"notebook.md", "sample.png"}
 # Made by runs or fetched, so not part of a checkout.
-MADE = ("datasets/levin", "datasets/lai", "datasets/sample", "results/levin", "results/lai/", "results/sample/", "build/")
+MADE = (
+    "datasets/levin",
+    "datasets/lai",
+    "datasets/sample",
+    "results/levin",
+    "results/lai/",
+    "results/sample/",
+    "build/",
+)
 
 # The rows behind the README's table of presets.
 OF_PRESET = {"fast": "fast", "best": "best, GPU", "release": "release, tf32, GPU"}
