@@ -100,9 +100,9 @@ def restore(
     array : ndarray (H, W) or (H, W, 3)
         Blurry picture, floating point within 0 to 1 or unsigned integers over their whole range.
     kernel_size : int or (int, int), optional
-        By default estimated from the picture.
+        Size (h, w) in pixels, odd; by default estimated from the picture.
     kernel : ndarray (h, w), optional
-        Known kernel, correlation sense.
+        Known kernel, of odd sizes, non-negative, in correlation sense; it is divided by its sum.
     noise : float, optional
         Standard deviation of the noise, of the range 0 to 1; by default estimated.
     preset : str
