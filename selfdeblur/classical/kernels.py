@@ -39,7 +39,7 @@ def camera_shake_kernel(size, *, rng):
     Examples
     --------
     >>> k = camera_shake_kernel(15, rng=0)
-    >>> k.shape, round(k.sum(), 12), bool(k.min() >= 0)
+    >>> k.shape, round(float(k.sum()), 12), bool(k.min() >= 0)
     ((15, 15), 1.0, True)
     """
     h, w = (size, size) if np.ndim(size) == 0 else size

@@ -109,8 +109,12 @@ def estimate_kernel(
         Blurry image, 0..1. Of a large one, the search sees the part that `judged_window` takes.
     kernel_size : (int, int)
         Size (h, w) of the kernel, odd.
-    variants, searches, starts
-        As in `coarse_to_fine_kernels`.
+    variants : sequence of dict
+        Settings of the search, tried one after the other, see `coarse_to_fine_kernels`.
+    searches : sequence of (int, int)
+        Scales and rounds, see there.
+    starts : int
+        Kernels that each setting starts from.
     powers : sequence of float
         Of the best kernel, after `refine_kernel` on all of y unless that has much noise, raised to each of these
         powers, that of least `free_energy` is returned.

@@ -132,7 +132,7 @@ def test_an_installed_wheel_works_outside_the_checkout(installed):
 def test_what_the_wheel_requires_is_here(installed):
     (built,) = installed.glob("selfdeblur-*.whl")
     (found,) = metadata.distributions(path=[str(built)])
-    assert requirements(found.requires) == declared()
+    assert requirements(line for line in found.requires if "extra ==" not in line) == declared()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", installed / "env" / "bin" / "python"]
     checked = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False)
     assert not [line for line in checked.stdout.splitlines() if line.startswith("selfdeblur ")]
