@@ -50,11 +50,14 @@ def camera_shake_kernel(size, *, rng):
     points = 2048
     push = rng.random((points, 2)) - 0.5
     path = np.empty((points, 2))
-    position, velocity = np.zeros(2), 20 * (rng.random(2) - 0.5)
-    for i in range(points):
-        velocity = 0.998 * velocity + push[i] - 1e-5 * position
-        position = position + velocity
-        path[i] = position
+    # Numbers of Python, which in such a loop are ten times as fast as arrays of two.
+    for axis, velocity in enumerate((20 * (rng.random(2) - 0.5)).tolist()):
+        position, places = 0.0, []
+        for force in push[:, axis].tolist():
+            velocity = 0.998 * velocity + force - 1e-5 * position
+            position = position + velocity
+            places.append(position)
+        path[:, axis] = places
     path -= (path.max(0) + path.min(0)) / 2
     room = np.array([h - 3, w - 3]) / 2
     path *= (room / np.maximum(path.max(0), 1e-12)).min()
