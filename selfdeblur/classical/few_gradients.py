@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from selfdeblur.classical.linear import conjugate_gradients
+from selfdeblur.classical.recorded import Recorded
 from selfdeblur.forward import next_fast_len
 
 # The weight of a splitting grows by this factor up to its end; near a background, where there are two, by the second,
@@ -59,7 +60,7 @@ class FewGradients:
     def spans(weights, near_background):
         """Fewest and most values that the weights of each splitting go through, for costs that are numbers."""
         ends = [(GROWTH, MOST)] if not near_background else [(NEAR_GROWTH, MOST), (NEAR_GROWTH, MOST_NEAR)]
-        counts = [[_length(weight, *end) for weight in weights] for end in ends]
+        counts = [[_length(weight, *end) for weight in weights] or [0] for end in ends]
         return tuple((min(numbers), max(numbers)) for numbers in counts)
 
     def _few_gradients(self, x, data, power, weight, span, growth):
@@ -119,6 +120,10 @@ def _extend_periodically(y, kernel_size):
 
     fixed = known * (1 - free)
     filling = conjugate_gradients(
-        lambda v: free * laplacian(free * v), -free * laplacian(fixed), known * free, 4 * max(kernel_size)
+        lambda v: free * laplacian(free * v),
+        -free * laplacian(fixed),
+        known * free,
+        4 * max(kernel_size),
+        at_a_time=10 if Recorded.on(y.device) else 1,
     )
     return fixed + filling * free

@@ -28,7 +28,7 @@ class Recorded:
         self.pool = self.stream = None
 
     def __call__(self, *tensors, **fixed):
-        if not records(tensors[0].device):
+        if not Recorded.on(tensors[0].device):
             return self.function(*tensors, **fixed)
         kind = tuple(sorted(fixed.items())), tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         if kind not in self.recordings:
@@ -44,6 +44,11 @@ class Recorded:
         play()
         # The next one that is played may use the same memory.
         return tuple(output.clone() for output in outputs)
+
+    @staticmethod
+    def on(device):
+        """Whether functions are recorded on a device."""
+        return device.type == "cuda" and Recorded.recordable
 
     def _record(self, tensors, fixed):
         """What plays the function again, and where it reads and writes; None in the first place if it cannot be."""
@@ -74,8 +79,3 @@ class Recorded:
                 graph.capture_end()
         torch.cuda.current_stream(device).wait_stream(self.stream)
         return graph.replay, outputs
-
-
-def records(device):
-    """Whether what is done on a device is recorded there."""
-    return device.type == "cuda" and Recorded.recordable

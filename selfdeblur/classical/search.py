@@ -13,7 +13,6 @@ Everything is greyscale; every kernel is meant in the correlation sense of
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -244,8 +243,8 @@ class _SearchScale:
                 kernels = self._fitted(task)
                 yield task, self._scores(kernels), kernels
             return
-        tasks = sorted(tasks, key=_near_background)
-        kernels = torch.cat([self._fitted_together(list(some)) for _, some in groupby(tasks, _near_background)])
+        tasks = sorted(tasks, key=lambda task: task.near_background)
+        kernels = self._fitted_together(tasks)
         scores, begin = self._scores(kernels), 0
         for task in tasks:
             part = slice(begin, begin + len(task.kernels))
@@ -261,33 +260,44 @@ class _SearchScale:
         fitted = []
         for some in _enlarge(task.kernels, self.kernel_size).split(self.at_a_time):
             for weight in task.gradient_weights:
-                (some,) = self._step(some, weight, task.weight, near_background=task.near_background)
+                some = self._refitted(some, self.sharp(some, weight, task.near_background), task.weight)
             fitted.append(some)
         return torch.cat(fitted)
 
     def _fitted_together(self, tasks):
-        """The same for all kernels of tasks that are alike in ``near_background``, one task after the other."""
-        near_background = tasks[0].near_background
+        """The same for the kernels of all tasks, those with ``near_background`` last."""
         kernels = torch.cat([_enlarge(task.kernels, self.kernel_size) for task in tasks])
         weights = torch.cat([task.weight.expand(len(task.kernels)) for task in tasks])[:, None, None]
         falling = [task.gradient_weights for task in tasks for _ in task.kernels]
-        spans = FewGradients.spans({weight for numbers in falling for weight in numbers}, near_background)
+        near = sum(len(task.kernels) for task in tasks if task.near_background)
+        costs = [
+            {n for task in tasks if task.near_background == flag for n in task.gradient_weights} for flag in (0, 1)
+        ]
+        spans = tuple(FewGradients.spans(every, near_background) for near_background, every in enumerate(costs))
         falling = torch.tensor(falling).to(weights).T[..., None, None]
         fitted = []
-        for part in torch.arange(len(kernels)).split(self.at_a_time):
-            part = slice(int(part[0]), int(part[-1]) + 1)
+        for begin in range(0, len(kernels), self.at_a_time):
+            part = slice(begin, begin + self.at_a_time)
             some = kernels[part]
+            apart = min(max(len(kernels) - near - begin, 0), len(some))
             for gradient_weights in falling:
-                (some,) = self.step(
-                    some, gradient_weights[part], weights[part], near_background=near_background, spans=spans
-                )
+                (some,) = self.step(some, gradient_weights[part], weights[part], apart=apart, spans=spans)
             fitted.append(some)
         return torch.cat(fitted)
 
-    def _step(self, kernels, gradient_weight, weight, *, near_background, spans=None):
-        x = gradients(self.sharp(kernels, gradient_weight, near_background, spans))
+    def _step(self, kernels, gradient_weights, weights, *, apart, spans):
+        """One step of kernels of which those from number ``apart`` on are with ``near_background``."""
+        x = [
+            self.sharp(kernels[part], gradient_weights[part], near_background, spans[near_background])
+            for near_background, part in enumerate((slice(apart), slice(apart, None)))
+            if len(kernels[part])
+        ]
+        return (self._refitted(kernels, torch.cat(x), weights),)
+
+    def _refitted(self, kernels, x, weight):
+        """The kernels that explain y best with sharp images x (n, H + h - 1, W + w - 1)."""
         steps = self.effort.kernel_steps
-        return (fit_kernel(self.model, self.gradients, x, kernels, weight=weight, steps=steps),)
+        return fit_kernel(self.model, self.gradients, gradients(x), kernels, weight=weight, steps=steps)
 
 
 class _Task(NamedTuple):
@@ -299,10 +309,6 @@ class _Task(NamedTuple):
     gradient_weights: Sequence[float]
     weight: torch.Tensor
     near_background: bool
-
-
-def _near_background(task):
-    return task.near_background
 
 
 def worked_on_together(device):
