@@ -87,7 +87,7 @@ USUAL_GRADIENT = 0.016
 
 # Pixels, of all images together, that are worked on at a time, so that memory suffices: on a CPU those of one variant.
 # A GPU is the faster the more it has to do at a time, so there the kernels of all variants are worked on together.
-PIXELS_AT_A_TIME, PIXELS_ON_A_GPU = 1 << 21, 1 << 23
+PIXELS_AT_A_TIME, PIXELS_ON_A_GPU = 1 << 21, 1 << 22
 
 # Most noise (standard deviation) with which a kernel is refined. With more a refinement fits the kernel to the noise,
 # which it finds in y and in the sharp image.
