@@ -98,9 +98,9 @@ def deconvolve(
         ]
         return x, *weights
 
-    renew = Recorded(once_more)
-    for number in range(rounds + 1):
-        x, *weights = renew(x, *weights, first=number == 0)
+    with Recorded(once_more) as renew:
+        for number in range(rounds + 1):
+            x, *weights = renew(x, *weights, first=number == 0)
     return x
 
 

@@ -124,6 +124,6 @@ def _extend_periodically(y, kernel_size):
         -free * laplacian(fixed),
         known * free,
         4 * max(kernel_size),
-        at_a_time=10 if Recorded.on(y.device) else 1,
+        at_a_time=4 if Recorded.on(y.device) else 1,
     )
     return fixed + filling * free

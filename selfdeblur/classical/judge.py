@@ -128,10 +128,10 @@ def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
             renewed = (variance * (renewed / variance) ** 1.8).clamp(min=1e-10)
         return x, renewed, spread
 
-    renew = Recorded(once_more)
-    for number in range(rounds):
-        # To go beyond what the rule gives brings 14 rounds as far as 40; the last two, by the rule, give a bound.
-        x, variance, spread = renew(x, variance, beyond=number < rounds - 2)
+    with Recorded(once_more) as renew:
+        for number in range(rounds):
+            # To go beyond what the rule gives brings 14 rounds as far as 40; the last two, by the rule, give a bound.
+            x, variance, spread = renew(x, variance, beyond=number < rounds - 2)
     error = (y - blur.forward(blur.spectrum(x), k_conjugate)).square().sum((-3, -2, -1)) / noise
     return error + (x**2 / variance + (variance / spread).log()).sum((-3, -2, -1))
 

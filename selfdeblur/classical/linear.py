@@ -86,7 +86,8 @@ def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2, *, at
     """Solve matrix(x) = right_side from x on; ``scaling`` is the inverse of the matrix's diagonal, if known.
 
     Each problem is one tensor of the last ``dims`` dimensions, on its own. On a CPU there are fewer steps where all are
-    solved; a GPU would have to be waited for. With more than one step ``at_a_time`` these are `Recorded`.
+    solved; a GPU would have to be waited for. With more than one step ``at_a_time``, of which ``steps`` is a multiple,
+    these are `Recorded`.
     """
     axes = tuple(range(-dims, 0))
 
@@ -113,16 +114,11 @@ def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2, *, at
     state = x, residual, direction, inner(residual, direction)
     enough = 1e-10 * inner(right_side, scaling * right_side)
     may_wait = x.device.type == "cpu" and not Recorded.on(x.device)
-    if at_a_time > 1:
-        several = Recorded(several)
-    for done in range(0, steps, at_a_time):
-        if may_wait and not (state[-1] > enough).any():
-            break
-        if done + at_a_time <= steps:
-            state = several(*state)
-            continue
-        for _ in range(done, steps):
-            state = step(*state)
+    with Recorded(several) as several:
+        for _ in range(0, steps, at_a_time):
+            if may_wait and not (state[-1] > enough).any():
+                break
+            state = several(*state) if at_a_time > 1 else step(*state)
     return state[0]
 
 

@@ -4,16 +4,22 @@ Between two scales of a search, or two rounds of a deconvolution, the same hundr
 tensors of the same sizes; most of the time of a GPU would go into starting them.
 """
 
+import contextlib
 import warnings
 
 import torch
 
+# Numbers in the arguments from which on operations take longer than to start them, and a recording only memory.
+LARGEST = 1 << 25
 
-class Recorded:
+
+class Recorded(contextlib.AbstractContextManager):
     """A function from tensors to a tuple of tensors; on a GPU it is recorded as a CUDA graph, elsewhere it is called.
 
     The first call of a kind, which loads all that is needed, is done as it stands; at the second one the function is
     recorded, and from then on played again. Calls are of one kind if sizes, types and the arguments by name are equal.
+    Large tensors, and what cannot be recorded, are left to the function as it stands. The recordings last as long as
+    the context that it is.
 
     Parameters
     ----------
@@ -28,7 +34,7 @@ class Recorded:
         self.pool = self.stream = None
 
     def __call__(self, *tensors, **fixed):
-        if not Recorded.on(tensors[0].device):
+        if not Recorded.on(tensors[0].device) or sum(tensor.numel() for tensor in tensors) > LARGEST:
             return self.function(*tensors, **fixed)
         kind = tuple(sorted(fixed.items())), tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         if kind not in self.recordings:
@@ -44,6 +50,12 @@ class Recorded:
         play()
         # The next one that is played may use the same memory.
         return tuple(output.clone() for output in outputs)
+
+    def __exit__(self, *_):
+        if self.stream:
+            # What is played last may still be under way.
+            torch.cuda.synchronize(self.stream.device)
+        self.recordings.clear()
 
     @staticmethod
     def on(device):

@@ -234,7 +234,6 @@ class _SearchScale:
         self.sharp = FewGradients(y, kernel_size, level_of_background)
         self.together = worked_on_together(y.device)
         self.at_a_time = max((PIXELS_ON_A_GPU if self.together else PIXELS_AT_A_TIME) // y.numel(), 1)
-        self.step = Recorded(self._step)
 
     def fit(self, tasks):
         """What becomes of the kernels of each `_Task`: the task, their badness, and the kernels (n, h, w)."""
@@ -276,13 +275,14 @@ class _SearchScale:
         spans = tuple(FewGradients.spans(every, near_background) for near_background, every in enumerate(costs))
         falling = torch.tensor(falling).to(weights).T[..., None, None]
         fitted = []
-        for begin in range(0, len(kernels), self.at_a_time):
-            part = slice(begin, begin + self.at_a_time)
-            some = kernels[part]
-            apart = min(max(len(kernels) - near - begin, 0), len(some))
-            for gradient_weights in falling:
-                (some,) = self.step(some, gradient_weights[part], weights[part], apart=apart, spans=spans)
-            fitted.append(some)
+        with Recorded(self._step) as step:
+            for begin in range(0, len(kernels), self.at_a_time):
+                part = slice(begin, begin + self.at_a_time)
+                some = kernels[part]
+                apart = min(max(len(kernels) - near - begin, 0), len(some))
+                for gradient_weights in falling:
+                    (some,) = step(some, gradient_weights[part], weights[part], apart=apart, spans=spans)
+                fitted.append(some)
         return torch.cat(fitted)
 
     def _step(self, kernels, gradient_weights, weights, *, apart, spans):

@@ -12,7 +12,7 @@ import torch
 from common import blurred
 from waiting import NothingWaits
 
-from selfdeblur.classical import deconvolve, estimate_kernel, judge, search
+from selfdeblur.classical import deconvolve, estimate_kernel, judge, recorded, search
 from selfdeblur.classical.few_gradients import FewGradients, _extend_periodically
 from selfdeblur.classical.kernels import camera_shake_kernel, centred
 from selfdeblur.classical.recorded import Recorded
@@ -49,7 +49,7 @@ def plays(monkeypatch):
     return played
 
 
-def test_what_is_recorded_is_played_with_other_numbers(plays):
+def test_what_is_recorded_is_played_with_other_numbers(plays, monkeypatch):
     double = Recorded(lambda a, b, *, by=1.0: (a * by + b, a - b))
     results = []
     for number in range(4):
@@ -63,6 +63,12 @@ def test_what_is_recorded_is_played_with_other_numbers(plays):
     # Another size, or another number by name, is of another kind.
     assert double(torch.ones(2), torch.ones(2))[0].tolist() == [2.0, 2.0]
     assert double(torch.ones(3), torch.ones(3), by=2.0)[0].tolist() == [3.0] * 3
+    assert len(plays) == 3
+    with double:
+        assert double.recordings
+    assert not double.recordings
+    monkeypatch.setattr(recorded, "LARGEST", 5)
+    assert double(torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
     assert len(plays) == 3
 
 
