@@ -27,6 +27,12 @@ def _report():
     return report
 
 
+def _status():
+    from selfdeblur.runs import status
+
+    return status
+
+
 def _table():
     from selfdeblur.scores import tables
 
@@ -38,6 +44,7 @@ COMMANDS = {
     "fetch": (_fetch, "get a benchmark and check its files"),
     "sample": (_sample, "make the sample images that need no download"),
     "report": (_report, "show a folder of results as one HTML page"),
+    "status": (_status, "tell what is done, running and failed in a folder of results"),
     "table": (_table, "print the tables of scores of the README"),
 }
 

@@ -1,4 +1,9 @@
-"""The exceptions that end a program in order."""
+"""The exceptions that end a program in order, and the signals that ask for it."""
+
+import signal
+
+# By SIGUSR2, which is not on Windows, schedulers of clusters tell that the time is over.
+STOPPING = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, n))
 
 
 class UserError(ValueError):

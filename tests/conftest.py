@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def pytest_collection_modifyitems(items):
     """Mark what is known by what it needs; the markers are those of pyproject.toml."""
     for item in items:
-        for marker in ("browser", "octave"):
+        for marker in ("browser", "octave", "slurm"):
             if marker in item.fixturenames:
                 item.add_marker(marker)
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):

@@ -31,8 +31,11 @@ def write_bytes(path, content):
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            handle, temporary = _temporary(path)
+        except FileNotFoundError:  # only then, for on a shared file system each look at a folder takes its time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = _temporary(path)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -53,6 +56,10 @@ def write_bytes(path, content):
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _temporary(path):
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
 
 
 def write_text(path, content):

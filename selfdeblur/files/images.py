@@ -203,6 +203,23 @@ def write_image(path, array):
     write_bytes(path, content.tobytes())
 
 
+def list_files(folder, recursive=False):
+    """The files of a folder, or of the folders in it as well, sorted; raises OSError where it cannot be read.
+
+    The folder itself tells what is a file: in one of 100 000 images, on a
+    shared file system, a look at each would take long, in every process.
+    """
+    found, waiting = [], [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    found.append(Path(entry.path))
+                elif recursive and entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+    return sorted(found)
+
+
 def find_images(folder, pattern="*"):
     """List the image files of ``folder`` whose name, with or without suffix, matches ``pattern``.
 
@@ -220,9 +237,8 @@ def find_images(folder, pattern="*"):
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     try:
-        files = sorted(folder.iterdir())
         # Hidden files are left out: some systems put a "._NAME.png" that is no image beside each NAME.png.
-        images = [p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+        images = [p for p in list_files(folder) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
     found = [p for p in images if fnmatch.fnmatch(p.name, pattern) or fnmatch.fnmatch(p.stem, pattern)]

@@ -6,9 +6,14 @@ import re
 IMAGE, KERNEL = "_x.png", "_k.png"
 IMAGE_NETWORK, KERNEL_NETWORK = "_xnet.pth", "_knet.pth"
 HISTORY, CHECKPOINT, RECORD = "_history.csv", "_checkpoint.pth", ".json"
+# What follows .NAME: the lock of a process that has the image in work.
+LOCK = ".lock"
 
 # Files of all images of a folder: the settings that they share, the images that could not be done.
 CONFIG, FAILURES = "config.json", "failures.csv"
+
+# The folder of a cluster's tasks within it: what was submitted, the tasks' logs, what became of photographs.
+CLUSTER, TASKS, PHOTOS = "cluster", "tasks.json", "photos_*.jsonl"
 
 
 def natural(name):

@@ -1,5 +1,6 @@
 """JSON records, and the sums of files that they hold."""
 
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -29,3 +30,13 @@ def read_json(path):
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object; remove it")
     return content
+
+
+def read_failures(path):
+    """The list of failures, reason by image name; empty where there is none, rows that are damaged left out."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (FileNotFoundError, csv.Error):
+        return {}
+    return {row["image"]: row["reason"] for row in rows if row.get("image") and row.get("reason")}

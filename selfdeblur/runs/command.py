@@ -1,6 +1,7 @@
 """The command line of the benchmark scripts: a folder of blurry images in, a folder of results out."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from selfdeblur.checks import check_kernel_size
 from selfdeblur.errors import UserError
 from selfdeblur.files.images import find_images
 from selfdeblur.files.kernels import read_kernel
+from selfdeblur.runs import cluster
 from selfdeblur.runs.memory import keep_freed_memory
 from selfdeblur.runs.reproduce import reproduce_files
 from selfdeblur.runs.results import ResultFolder
@@ -28,11 +30,12 @@ from selfdeblur.settings import (
 
 def benchmark_main(benchmark, argv=None):
     """Entry of ``selfdeblur_levin.py`` and ``selfdeblur_lai.py``; returns the exit status."""
-    return guarded(lambda: _benchmark_main(benchmark, argv))
+    return guarded(lambda: deblur_folder(benchmark, _parser(benchmark).parse_args(argv)))
 
 
-def _benchmark_main(benchmark, argv):
-    args = _parser(benchmark).parse_args(argv)
+def deblur_folder(benchmark, args):
+    """Deblur the folder that the options name, see `_parser`, or have a cluster do it; returns the exit status."""
+    cluster.check(args)
     keep_freed_memory(large=not args.low_memory)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -43,6 +46,12 @@ def _benchmark_main(benchmark, argv):
         )
     shard, shards = args.shard
     paths = find_images(args.data_path, args.images)[shard - 1 :: shards]
+    if args.cluster:
+        if not args.reproduce:
+            _jobs(args, benchmark, paths, torch.device("cpu"))  # mistakes show here, before anything waits in a queue
+        return cluster.submit(partial(deblur_folder, benchmark), args, images=len(paths), folder=args.save_path)
+    if not paths:
+        return 0  # more shards than images
     # Streams beyond this number wait for each other; it is read when CUDA is started.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     device = choose_device(args.device)
@@ -119,9 +128,9 @@ def _parser(benchmark):
     add("--low_memory", action="store_true", help="for large images: two thirds of the memory, a third more time")
     add("--save_frequency", type=_whole, help="steps between results; 0 for none; by default 100, on a GPU 1000")
     add("--checkpoint_every", type=_whole, default=0, help="steps between checkpoints; 0 for one a minute")
-    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N equal parts of the images")
     add("--overwrite", action="store_true", help="run images again that are finished")
     add("--reproduce", action="store_true", help="render images and kernels from the models in --save_path")
+    cluster.add_arguments(parser)
     return parser
 
 
@@ -140,14 +149,5 @@ def _batch(text):
     return number
 
 
-def _shard(text):
-    part, _, parts = text.partition("/")
-    part, parts = int(part), int(parts)
-    if not 1 <= part <= parts:
-        raise ValueError
-    return part, parts
-
-
 _whole.__name__ = "number of at least 0"
 _batch.__name__ = "number of at least 1, or auto"
-_shard.__name__ = "part I/N"

@@ -17,12 +17,15 @@ from selfdeblur import __version__
 from selfdeblur.api import choose_device
 from selfdeblur.checks import check_kernel_size
 from selfdeblur.errors import OutputError, UserError
+from selfdeblur.files import names
 from selfdeblur.files.atomic import write_bytes, write_text
-from selfdeblur.files.images import MAX_BYTES, write_image
+from selfdeblur.files.images import MAX_BYTES, list_files, write_image
 from selfdeblur.files.kernels import read_kernel
+from selfdeblur.files.locks import take_lock
 from selfdeblur.files.picture import FORMATS, encode_picture, read_picture
 from selfdeblur.graphs import out_of_memory
 from selfdeblur.restore import restore
+from selfdeblur.runs import cluster
 from selfdeblur.runs.memory import keep_freed_memory
 from selfdeblur.settings import QUICK
 
@@ -49,6 +52,7 @@ class Job:
     source: str | Path
     output: str | Path
     found: bool = False  # in a folder, and not named by the user
+    done: bool = False  # by an earlier call
 
     @property
     def kernel(self):
@@ -59,7 +63,12 @@ class Job:
 
 
 def main(args):
-    """Deblur pictures as the options say, see `photo_options.parser`; returns the exit status."""
+    """Deblur pictures as the options say, see `photo_options.parser`; returns the exit status.
+
+    SIGTERM ends a picture as Ctrl-C does, with the best so far, but where the
+    caller has a handler of its own for it.
+    """
+    cluster.check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     jobs = plan(args)
@@ -69,18 +78,44 @@ def main(args):
         "noise": args.noise,
         "preset": args.preset,
         "colour": args.colour,
-        "device": choose_device(args.device),
+        "device": None if args.cluster else choose_device(args.device),
         "seed": args.seed,
     }
     kernel, size = options["kernel"], options["kernel_size"]
     if kernel is not None and size is not None and kernel.shape != size:
         raise UserError(f"--kernel_size: {size[0]} x {size[1]}, but {args.kernel} holds {kernel.shape} numbers")
+    if args.cluster:
+        return cluster.submit(_shard_of_folder, args, images=len(jobs), folder=_folder_of_results(args))
+    if not jobs:
+        return IMPROVED
     keep_freed_memory(large=False)
     with contextlib.ExitStack() as stack:
-        if hasattr(signal, "SIGTERM"):
+        if hasattr(signal, "SIGTERM") and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
             stack.callback(signal.signal, signal.SIGTERM, previous)
         return _Photos(args, jobs, options).do()
+
+
+def _folder_of_results(args):
+    """The folder OUT of the call IN OUT, the only one that a cluster takes."""
+    photos, output = list(args.photos), args.output
+    if output is None and len(photos) == 2:
+        output = photos.pop()
+    if len(photos) != 1 or not Path(photos[0]).is_dir() or output is None:
+        raise UserError(
+            "--cluster: takes a folder of pictures and one for the results: selfdeblur IN OUT --cluster ..."
+        )
+    if args.report:
+        raise UserError("--report: no task of a cluster has all pictures; leave it out")
+    return Path(output)
+
+
+def _shard_of_folder(args):
+    """What a task of a cluster does: its pictures, with a line for each in the folder of the cluster."""
+    part, parts = args.shard
+    name = names.PHOTOS.replace("*", f"{part}_of_{parts}")
+    args.record = _folder_of_results(args) / names.CLUSTER / name
+    return main(args)
 
 
 def plan(args):
@@ -114,8 +149,10 @@ def plan(args):
         raise UserError("-: standard input and output hold one picture")
     if any(job.output == STANDARD for job in jobs) and sys.stdout.isatty():
         raise UserError("-: the picture would go to the terminal; give -o FILE, or lead the output into a file")
-    written = {}
-    for job in list(jobs):
+    written, found = {}, bool(jobs)
+    part, parts = args.shard
+    jobs = jobs[part - 1 :: parts]  # before those that are done are left out: so shards are the same at any time
+    for job in jobs:
         if job.output == STANDARD:
             continue
         for path in (job.output, job.kernel):
@@ -126,11 +163,11 @@ def plan(args):
         if not args.overwrite and job.output.exists():
             if not job.found:
                 raise UserError(f"{job.output}: is there already; --overwrite replaces it, -o takes another name")
-            jobs.remove(job)
+            job.done = True
             skipped += 1
     if skipped and not args.quiet:
         print(f"{skipped} were deblurred before and are left; --overwrite does them again", file=sys.stderr)
-    if not jobs and not skipped:
+    if not found:
         raise UserError(f"{sources[0]}: no picture in it; known are {', '.join(FORMATS)}")
     return jobs
 
@@ -171,13 +208,13 @@ def _in_folder(folder, output, recursive):
     if output is not None and (Path(output).is_file() or Path(output).suffix.lower() in FORMATS):
         raise UserError(f"{output}: is a file for the pictures of a folder; name a folder")
     try:
-        paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
+        paths = list_files(folder, recursive)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
     jobs = []
     for path in paths:
         ours = path.stem.endswith(RESULT) or (path.stem.endswith(KERNEL) and path.suffix == ".png")
-        if path.suffix.lower() not in FORMATS or path.name.startswith(".") or ours or not path.is_file():
+        if path.suffix.lower() not in FORMATS or path.name.startswith(".") or ours:
             continue
         place = Path(output) / path.parent.relative_to(folder) if output is not None else path.parent
         jobs.append(Job(path, place / f"{path.stem}{RESULT}{path.suffix}", found=True))
@@ -199,15 +236,19 @@ class _Photos:
         """Do all of them and return the exit status."""
         statuses = []
         try:
-            for job in self.jobs:
-                statuses.append(self._one(job))
-                if statuses[-1] == INTERRUPTED:
-                    break
+            with _open_record(self.args.record) as self.record:
+                for job in self.jobs:
+                    if job.done:
+                        self._note({"input": str(job.source), "output": str(job.output), "status": "done before"})
+                        continue
+                    statuses.append(self._one(job))
+                    if statuses[-1] == INTERRUPTED:
+                        break
         except KeyboardInterrupt:
             statuses.append(INTERRUPTED)
             print("interrupted", file=sys.stderr)
         if self.report and self.report.names:
-            self._say(f"report: {self.report.write(self.jobs)}")
+            self._say(f"report: {self.report.write([job for job in self.jobs if not job.done])}")
         return next((status for status in (INTERRUPTED, FAILED, DOUBTFUL) if status in statuses), IMPROVED)
 
     def _say(self, text):
@@ -216,7 +257,9 @@ class _Photos:
 
     def _one(self, job):
         begun = time.monotonic()
-        line = {"input": str(job.source), "output": None, "kernel": None, "status": "failed"}
+        line = {"input": str(job.source), "output": None, "kernel": None, "status": "running"}
+        self._note(line)
+        line["status"] = "failed"
         try:
             status = self._restore(job, line)
         except OutputError:
@@ -232,9 +275,17 @@ class _Photos:
             print(f"error: {line['error']}", file=sys.stderr)
             status = FAILED
         line["seconds"] = round(time.monotonic() - begun, 2)
+        if status == INTERRUPTED:
+            line["status"] = "interrupted"
+        self._note(line)
         if self.args.json:
             print(json.dumps(line), file=self.lines, flush=True)
         return status
+
+    def _note(self, line):
+        if self.record:
+            self.record.write(json.dumps(line) + "\n")
+            self.record.flush()
 
     def _restore(self, job, line):
         source = _standard_input() if job.source == STANDARD else job.source
@@ -334,6 +385,23 @@ class _Photos:
                     file.seek(0)
                     write_bytes(stem.with_name(stem.name + ".npy"), file.read())
         return first
+
+
+@contextlib.contextmanager
+def _open_record(path):
+    """The file of --record, locked so that a look at it tells whether its writer is alive; None without a path."""
+    if path is None:
+        yield None
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    with file:
+        if not take_lock(file):
+            raise UserError(f"{path}: another process writes it, so these pictures are in work; wait for its end")
+        yield file
 
 
 def _standard_input():

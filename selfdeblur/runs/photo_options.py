@@ -4,6 +4,7 @@ from pathlib import Path
 
 from selfdeblur import __version__
 from selfdeblur.arguments import Parser
+from selfdeblur.runs import cluster
 from selfdeblur.settings import QUICK
 
 WORDS = {
@@ -25,7 +26,8 @@ def parser():
         "photo.jpg becomes photo_deblurred.jpg, of the same kind, with the kernel as photo_kernel.png beside it.",
         epilog=f"Presets. {presets}. Exit status. 0: all improved; 1: some failed; 2: called wrongly; 3: no reliable "
         "improvement of some, which are written all the same unless --strict is given; 130: interrupted. "
-        "The commands fetch, sample, report and table have a --help of their own; a file of such a name is ./fetch.",
+        "The commands fetch, sample, report, status and table have a --help of their own; a file of such a name is "
+        "./fetch.",
     )
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO", help="files, folders, or - for standard input; or IN OUT")
@@ -50,6 +52,8 @@ def parser():
     add("--json", action="store_true", help="one line of JSON for each picture on standard output")
     add("--quiet", action="store_true", help="no progress, no messages but errors and warnings")
     add("--no_progress", action="store_true", help="no progress; there is none, either, where there is no terminal")
+    add("--record", type=Path, metavar="FILE", help="add a line of JSON to a file where a picture begins and ends")
+    cluster.add_arguments(parser)
     return parser
 
 

@@ -13,19 +13,19 @@ import csv
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 from selfdeblur.errors import UserError
 from selfdeblur.files import names
 from selfdeblur.files.atomic import write_text
 from selfdeblur.files.images import write_image
-from selfdeblur.files.records import read_json
+from selfdeblur.files.locks import take_lock
+from selfdeblur.files.records import read_failures, read_json
 from selfdeblur.files.tensors import read_torch, write_torch
 
-try:
-    import fcntl
-except ImportError:  # not on Windows; there two processes must not share a folder
-    fcntl = None
+# Seconds to wait for another process that writes the list of failures.
+FAILURES_SECONDS = 30
 
 
 class ResultFolder:
@@ -50,18 +50,21 @@ class ResultFolder:
     """
 
     def __init__(self, path, shared, *, images, overwrite=False):
-        self.path, self.overwrite = Path(path), overwrite
+        self.path, self.images, self.overwrite = Path(path), set(images), overwrite
         self._config = self.path / names.CONFIG, json.dumps({"settings": shared}, indent=2) + "\n"
         earlier = read_json(self._config[0])
-        recorded = {path.stem for path in self.path.glob(f"*{names.RECORD}") if path.name != names.CONFIG}
-        kept = recorded - set(images) if overwrite else recorded
-        if earlier is not None and earlier.get("settings") != shared and kept:
+        if earlier is not None and earlier.get("settings") != shared and self._kept():
             raise UserError(
                 f"{self.path}: holds results of other settings ({_differences(earlier.get('settings'), shared)}); "
                 "choose another --save_path" + ("" if overwrite else " or --overwrite")
             )
         # Written even where it is there: that shows before the first step whether the folder can be written.
         write_text(*self._config)
+
+    def _kept(self):
+        """Names of the images whose records stay. To list a folder of many results takes its time."""
+        recorded = {path.stem for path in self.path.glob(f"*{names.RECORD}") if path.name != names.CONFIG}
+        return recorded - self.images if self.overwrite else recorded
 
     def file(self, name, suffix):
         """Path of a file of image ``name``."""
@@ -73,16 +76,12 @@ class ResultFolder:
 
         The lock is the kernel's and goes with the process that holds it.
         """
-        if fcntl is None:
-            yield True
-            return
-        path = self.file(f".{name}", ".lock")
+        path = self.file(f".{name}", names.LOCK)
         with open(path, "w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The holder before may have removed the file after it was opened here: then the lock binds nobody.
-                mine = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-            except OSError:
+                mine = take_lock(file) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+            except FileNotFoundError:
                 mine = False
             if not mine:
                 yield False
@@ -166,8 +165,20 @@ class ResultFolder:
         self.file(name, names.CHECKPOINT).unlink(missing_ok=True)
 
     def record_failures(self, failures):
-        """Write ``failures.csv`` with a row (image, reason) for each, or remove it where there are none."""
-        path = self.path / names.FAILURES
+        """Put a row (image, reason) for each failure into ``failures.csv``, which is removed where there is none.
+
+        Rows of images that are not to be run now stay: other processes may have written them.
+        """
+        path, end = self.path / names.FAILURES, time.monotonic() + FAILURES_SECONDS
+        while failures or path.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.lock(names.FAILURES) as mine:
+                if mine or time.monotonic() > end:
+                    others = {name: reason for name, reason in read_failures(path).items() if name not in self.images}
+                    self._write_failures(path, others | failures)
+                    return
+
+    def _write_failures(self, path, failures):
         if not failures:
             path.unlink(missing_ok=True)
             return

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from selfdeblur import __version__
 from selfdeblur.api import start, to_arrays
 from selfdeblur.checks import check_image
-from selfdeblur.errors import OutputError, StoppedError, UserError
+from selfdeblur.errors import STOPPING, OutputError, StoppedError, UserError
 from selfdeblur.files.images import read_image
 from selfdeblur.files.records import file_hash
 from selfdeblur.graphs import CHECK_EVERY, FixedRun, on_fixed_buffers, out_of_memory
@@ -126,7 +126,7 @@ def deblur_files(jobs, folder, *, device, save_frequency=0, checkpoint_every=0, 
     Raises
     ------
     StoppedError
-        On SIGINT or SIGTERM, after a checkpoint of each image in work.
+        On SIGINT, SIGTERM or SIGUSR2, after a checkpoint of each image in work.
     OutputError
         If a file cannot be written.
     """
@@ -171,7 +171,7 @@ class _Queue:
         except StoppedError:
             for work in self.works:
                 work.checkpoint()
-            raise
+            raise StoppedError(self.signals.received) from None  # it may have been another one since
         finally:
             for work in list(self.works):
                 self._let_go(work)
@@ -212,6 +212,7 @@ class _Queue:
 
     def _fail(self, work, reason):
         self.failures[work.job.name] = reason
+        self.folder.record_failures(self.failures)
         print(f"error: {reason}", file=sys.stderr)
         self._end(work)
 
@@ -437,7 +438,7 @@ class _Clock:
 
 
 class _Signals(contextlib.AbstractContextManager):
-    """SIGINT and SIGTERM as a `StoppedError`, at a place where a run can be left.
+    """SIGINT, SIGTERM and SIGUSR2 as a `StoppedError`, at a place where a run can be left.
 
     While `raised` is open the error comes at once, in the midst of a step;
     otherwise when it is opened next.
@@ -445,7 +446,7 @@ class _Signals(contextlib.AbstractContextManager):
 
     def __enter__(self):
         self.received, self.open = None, False
-        self.previous = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {n: signal.signal(n, self._receive) for n in STOPPING}
         return self
 
     def __exit__(self, *_):
