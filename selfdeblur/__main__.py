@@ -33,12 +33,19 @@ def _table():
     return tables
 
 
+def _serve():
+    from selfdeblur.web import serve
+
+    return serve
+
+
 # What each command does, and what gives its module: loaded only when the command is chosen, which takes seconds.
 COMMANDS = {
     "fetch": (_fetch, "get a benchmark and check its files"),
     "sample": (_sample, "make the sample images that need no download"),
     "report": (_report, "show a folder of results as one HTML page"),
     "table": (_table, "print the tables of scores of the README"),
+    "serve": (_serve, "show a page in the browser that takes the blur out of a picture"),
 }
 
 
