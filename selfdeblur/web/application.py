@@ -1,12 +1,15 @@
 """The page as an application of a web server. Loaded only where Gradio is there."""
 
+import contextlib
+import signal
+
 import fastapi
 import gradio
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from selfdeblur.web.page import POLICY, STYLE, make_page
-from selfdeblur.web.serve import BYTES
+from selfdeblur.web.serve import BYTES, SIGNALS
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -19,7 +22,16 @@ def run(args, listener, visits, samples, kind):
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     print(f"selfdeblur: http://{address}:{port} (Ctrl-C ends it)", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self):
+        """Let a signal end the server, and be no more than that."""
+        for name in SIGNALS:
+            signal.signal(name, self.handle_exit)
+        yield
 
 
 def make_application(args, visits, samples, kind):
@@ -46,6 +58,8 @@ def make_application(args, visits, samples, kind):
         ssr_mode=False,
         mcp_server=False,
         max_file_size=int(args.max_megapixels * 1e6 * BYTES) + (1 << 20),
-        theme=gradio.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=gradio.themes.Default(primary_hue="blue", font=system, font_mono=["ui-monospace", "monospace"]).set(
+            block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_300"
+        ),
         css=STYLE,
     )

@@ -28,6 +28,8 @@ footer {display: none !important}
 .state .doubt {color: #92400e; font-weight: 600}
 .dark .state .doubt {color: #fcd34d}
 .kernel img {image-rendering: pixelated}
+#samples .grid-container {grid-template-columns: repeat(5, minmax(0, 1fr)) !important}
+#samples button {aspect-ratio: 1}
 """
 # What a browser may load: what this server sends and nothing else, whatever a later version of Gradio asks for.
 POLICY = (
@@ -100,13 +102,15 @@ class _Page:
             self._connect()
 
     def _inputs(self, megapixels):
-        self.file = gradio.File(label=f"Picture, up to {megapixels:g} megapixels", height=130, elem_id="file")
+        self.file = gradio.File(label=f"Picture, up to {megapixels:g} megapixels", height=150, elem_id="file")
+        gradio.Markdown("Or take a sample:")
         self.gallery = gradio.Gallery(
             self.samples,
-            label="Or take a sample",
+            label="Samples",
             columns=len(self.samples),
             rows=1,
-            height=120,
+            height="auto",
+            show_label=False,
             object_fit="cover",
             allow_preview=False,
             interactive=False,
@@ -119,6 +123,7 @@ class _Page:
             label="Kernel size",
             info="At least as many pixels as the blur is long, an odd number. Empty: it is estimated.",
             precision=0,
+            placeholder="estimated",
             elem_id="size",
         )
         with gradio.Row():
@@ -276,7 +281,7 @@ class _Page:
             while not work.ended(LOOK):
                 if visit.stopped and not work.killed and not work.news.get("fitted"):
                     work.stop()  # it was pressed before the process was there
-                line = _progress(work.news, time.monotonic() - begun)
+                line = _progress(work.news, time.monotonic() - begun, work.silent())
                 changes = {} if line == said else {self.state: line}
                 said = line
                 if work.news.get("after") != shown:
@@ -318,9 +323,9 @@ def _problem(error):
     return f'<p class="error" role="alert">{html.escape(plain(str(error)))}</p>'
 
 
-def _progress(news, seconds):
-    """Bar and words for what was told of a run."""
-    words = f"{about(seconds)} so far"
+def _progress(news, seconds, silent):
+    """Bar and words for what was told of a run, which has been silent for so many seconds."""
+    words = f"{seconds // 60:.0f}:{seconds % 60:02.0f} so far"
     if not news:
         return f"<progress></progress>{_line(f'Reading the picture and searching for the kernel, {words}')}"
     stage = STAGES.get(news["stage"], f"fitting networks, {news['stage']}")
@@ -330,9 +335,13 @@ def _progress(news, seconds):
         stage = "stopping with the best so far"
     value = ""
     if news["loss"] is not None:
-        stage += f", step {news['step']} of {news['steps']}"
+        stage += "" if news.get("stopping") else f", step {news['step']} of {news['steps']}"
         value = f' value="{news["step"]}" max="{news["steps"]}"'
-        if news["left"] and not news.get("stopping"):
+        if news["step"] == news["steps"]:
+            stage += "; finishing"
+        elif silent > max(3, 5 * news["seconds"] / news["step"]):
+            stage += "; searching for the kernel between two fits"
+        elif not news.get("stopping"):
             words += f", {about(news['left'])} left"
     return f"<progress{value}></progress>{_line(f'{stage[0].upper()}{stage[1:]}; {words}')}"
 
@@ -341,12 +350,10 @@ def _verdict(result, seconds):
     """The sentence on the quality of a result, and what else there is to say."""
     kind = {"improved": "", "unchanged": "doubt", "doubtful": "doubt"}[result["status"]]
     text = {
-        "improved": "Done.",
+        "improved": "Deblurred; no reason for doubt was found.",
         "unchanged": "The picture is as it was.",
         "doubtful": "Doubtful: no reliable improvement.",
     }[result["status"]]
     text = plain(f"{text} {result['sentence']}".strip())
-    lines = [f'<p class="{kind}" role="status">{html.escape(text)}</p>']
-    notes = [about(seconds), *result["notes"]]
-    lines.append(f"<p>{html.escape('; '.join(notes))}.</p>")
-    return "".join(lines)
+    notes = "; ".join([f"It took {about(seconds)}", *result["notes"]])
+    return f'<p class="{kind}" role="status">{html.escape(text)}</p><p>{html.escape(notes)}.</p>'

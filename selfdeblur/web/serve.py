@@ -12,6 +12,8 @@ from selfdeblur.errors import UserError
 MISSING = 'selfdeblur serve needs Gradio: pip install "selfdeblur[demo]"'
 # Bytes of a pixel in the largest file of a picture that is taken: three floats, or four integers of 16 bits and more.
 BYTES = 12
+# What ends the server in order.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def add_arguments(parser):
@@ -31,7 +33,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    """Serve the page until Ctrl-C or SIGTERM; returns the exit status.
+    """Serve the page until Ctrl-C, SIGTERM or SIGHUP; returns the exit status.
 
     Raises
     ------
@@ -42,9 +44,8 @@ def main(args):
         raise UserError(MISSING)
     _check(args)
     with _listen(args.host, args.port) as listener, tempfile.TemporaryDirectory(prefix="selfdeblur-serve-") as folder:
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.default_int_handler)
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)
         _serve(args, listener, Path(folder))
     return 0
 

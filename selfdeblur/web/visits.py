@@ -38,6 +38,7 @@ class Work:
 
     def __init__(self, function, *arguments):
         self.news, self.result, self.error, self.killed = {}, None, None, False
+        self.heard = time.monotonic()
         context = context_of_work()
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_start, args=(other, function, arguments), daemon=True)
@@ -50,6 +51,7 @@ class Work:
             while self.connection.poll(wait):
                 kind, content = self.connection.recv()
                 wait = 0
+                self.heard = time.monotonic()
                 if kind == "told":
                     self.news |= content
                 else:
@@ -59,6 +61,10 @@ class Work:
             self.error = "the run broke off; the memory may not have sufficed"
             return True
         return False
+
+    def silent(self):
+        """Seconds since anything was told."""
+        return time.monotonic() - self.heard
 
     def wait(self):
         """What the function returns; a `UserError` where it fails."""
@@ -223,7 +229,7 @@ class Visits:
     def _sweep(self):
         """Remove uploads whose page was closed before it could take them."""
         while not self.done.wait(_UNCLAIMED / 2):
-            for path in self.root.glob("*/*"):
+            for path in (*self.root.glob("*"), *self.root.glob("*/*")):
                 with contextlib.suppress(OSError):
-                    if path.parent.name not in ("pages", "samples") and path.stat().st_mtime < time.time() - _UNCLAIMED:
+                    if path.is_file() and path.stat().st_mtime < time.time() - _UNCLAIMED:
                         path.unlink()
