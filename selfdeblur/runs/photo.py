@@ -32,9 +32,9 @@ STANDARD = "-"
 RESULT, KERNEL = "_deblurred", "_kernel"
 # What a reason, see `selfdeblur.classical.quality.assess`, calls for.
 ADVICE = (
-    ("touches its border", "--kernel_size with a larger number may help"),
-    ("next to a single point", "if it is blurred, --kernel_size with about the length of the blur in pixels may help"),
-    ("spread over", "--kernel_size with a smaller number may help"),
+    ("touches its border", "a larger --kernel_size may help"),
+    ("next to a single point", "if it is blurred, a --kernel_size of about the length of the blur in pixels may help"),
+    ("spread over", "a smaller --kernel_size may help"),
     ("rings", "--preset best or another --kernel_size may help; blur that varies over the picture is not taken out"),
     ("do not explain", "blur that varies over the picture and moving objects are not taken out; a part of it may work"),
     ("disagree", "--preset best or another --kernel_size may help"),
@@ -381,9 +381,10 @@ def _facts(result):
     }
 
 
-def sentence(reasons):
-    """The reasons for doubt, and what to do about them."""
-    advice = list(dict.fromkeys(text for reason in reasons for word, text in ADVICE if word in reason))
+def sentence(reasons, options=True):
+    """The reasons for doubt and what to do about them; without ``options`` no option for what a reason says itself."""
+    advised = [reason for reason in reasons if options or "try" not in reason]
+    advice = list(dict.fromkeys(text for reason in advised for word, text in ADVICE if word in reason))
     return ". ".join(text[0].upper() + text[1:] for text in ["; ".join(reasons), *advice[:2]])
 
 

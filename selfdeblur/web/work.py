@@ -138,7 +138,7 @@ def deblur(tell, path, folder, preset, kernel_size, device):
         "kernel": None if kernel is None else show.kernel("kernel", kernel),
         "kernel_size": results[0].kernel_size,
         "status": status,
-        "sentence": sentence(reasons) if reasons else "",
+        "sentence": sentence(reasons, options=False) if reasons else "",
         "notes": [*picture.notes, *notes, *more],
     }
 

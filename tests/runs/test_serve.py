@@ -283,9 +283,9 @@ def ready(page, path):
     playwright.expect(page.locator("#go")).to_be_enabled()
 
 
-def start(page, preset="quick", size=7):
+def start(page, preset="quick", size="7"):
     page.locator("#preset label", has_text=re.compile(rf"^\s*{preset}\b")).click()
-    page.locator("#size input").fill(str(size))
+    page.locator("#size input, #size textarea").fill(size)
     page.locator("#go").click()
 
 
@@ -338,18 +338,18 @@ def test_a_sample_a_stop_with_the_best_so_far_and_the_next_run(visit, files):
     page = visit()
     page.locator("#samples button img").first.click()
     playwright.expect(state(page)).to_contain_text("im1_kernel5_img.png")
-    start(page, "fast", 9)
+    start(page, "fast", "9")
     playwright.expect(state(page)).to_contain_text(re.compile("scratch, step [2-9]"))
     page.locator("#stop").click()
     playwright.expect(page.locator("#slider img").first).to_be_visible()
     playwright.expect(state(page)).to_contain_text("ended early")
     content = downloaded(page).path().read_bytes()
     assert Image.open(io.BytesIO(content)).size == (128, 128)
-    # Next to this, a picture of another page's run that fails changes nothing.
-    page.locator("#size input").fill("4")
-    page.locator("#go").click()
-    playwright.expect(state(page).get_by_role("alert")).to_contain_text("one or two odd, positive numbers")
-    playwright.expect(page.locator("#go")).to_be_enabled()
+    # A run that fails changes nothing for the next one.
+    for size, words in (("4", "one or two odd, positive numbers"), ("x", "kernel size: 'x' is no number of pixels")):
+        start(page, size=size)
+        playwright.expect(state(page).get_by_role("alert")).to_contain_text(words)
+        playwright.expect(page.locator("#go")).to_be_enabled()
     ready(page, files / "grey.png")
     start(page)
     page.locator("#slider img").first.wait_for()
@@ -358,7 +358,7 @@ def test_a_sample_a_stop_with_the_best_so_far_and_the_next_run(visit, files):
 def test_a_stop_before_there_is_a_result_ends_the_process(visit, files, server):
     page = visit()
     ready(page, files / "grey.png")
-    start(page, "quick", 15)
+    start(page, size="15")
     playwright.expect(state(page)).to_contain_text("Searching for the kernel")
     assert len(server.workers()) == 1
     page.locator("#stop").click()
@@ -407,7 +407,7 @@ def test_two_at_once_a_third_is_refused_and_a_closed_page_ends_its_run(visit, fi
     first, second, third = visit(), visit(), visit()
     for page in (first, second, third):
         ready(page, files / "grey.png")
-    start(first, "release", 9)
+    start(first, "release", "9")
     playwright.expect(state(first)).to_contain_text(re.compile("step [2-9]"))
     start(second)
     playwright.expect(state(second)).to_contain_text("Waiting: 1 picture before this one.")
@@ -425,7 +425,8 @@ def test_two_at_once_a_third_is_refused_and_a_closed_page_ends_its_run(visit, fi
 def test_the_page_is_as_wide_as_the_screen(visit, files):
     page = visit(375)
     ready(page, files / "grey.png")
-    start(page)
+    assert page.locator("#size input, #size textarea").input_value() == ""
+    start(page, size="")  # and it is estimated
     page.locator("#slider img").first.wait_for()
     page.locator("#kernel img").wait_for()
     for width in (375, 1280):
