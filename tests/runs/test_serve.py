@@ -417,9 +417,9 @@ def test_two_at_once_a_third_is_refused_and_a_closed_page_ends_its_run(visit, fi
     first.context.close()
     wait_until(lambda: worker not in server.workers())
     second.locator("#slider img").first.wait_for()
+    assert downloaded(second).suggested_filename == "grey_deblurred.png"
     start(third)
-    third.locator("#slider img").first.wait_for()
-    assert downloaded(third).suggested_filename == "grey_deblurred.png"
+    playwright.expect(state(third)).to_contain_text("Searching for the kernel")
 
 
 def test_the_page_is_as_wide_as_the_screen(visit, files):
