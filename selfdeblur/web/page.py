@@ -34,7 +34,7 @@ footer {display: none !important}
 .state .doubt {color: #92400e; font-weight: 600}
 .dark .state .doubt {color: #fcd34d}
 .kernel img {image-rendering: pixelated}
-#samples .grid-container {grid-template-columns: repeat(5, minmax(0, 1fr)) !important}
+#samples .grid-container {grid-template: auto / repeat(5, minmax(0, 1fr)) !important}
 #samples {min-height: 0 !important}
 #samples .grid-wrap {min-height: 0 !important; height: auto !important}
 #samples button {aspect-ratio: 1; height: auto}
@@ -99,7 +99,7 @@ class _Page:
         with gradio.Blocks(title="selfdeblur", analytics_enabled=False) as self.blocks:
             gradio.Markdown(
                 "# selfdeblur\nTakes the blur of a shaking or unfocused camera out of a picture. The picture stays on "
-                "the machine that runs this page, and is removed when the page is closed."
+                "the machine that runs this page. Closing the page stops its run and removes the picture."
             )
             with gradio.Row():
                 with gradio.Column(scale=2, min_width=320):
@@ -134,8 +134,8 @@ class _Page:
             elem_id="size",
         )
         with gradio.Row():
-            self.go = gradio.Button("Deblur", variant="primary", elem_id="go", interactive=False)
-            self.stop = gradio.Button("Stop", elem_id="stop", interactive=False)
+            self.go = gradio.Button("Deblur", variant="primary", elem_id="go", min_width=100, interactive=False)
+            self.stop = gradio.Button("Stop", elem_id="stop", min_width=100, interactive=False)
 
     def _outputs(self):
         self.state = gradio.HTML(_line("Choose a picture."), elem_classes="state", elem_id="state")

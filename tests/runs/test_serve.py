@@ -26,7 +26,9 @@ from playwright import sync_api as playwright
 from selfdeblur.__main__ import main
 from selfdeblur.errors import UserError
 from selfdeblur.files.picture import read_picture
-from selfdeblur.web import visits
+from selfdeblur.restore import Restored
+from selfdeblur.runs import photo
+from selfdeblur.web import visits, work
 
 # The server with a hook that writes down every address that its process looks up or connects to.
 SERVER = """
@@ -156,6 +158,45 @@ def test_a_process_that_fails_or_dies_says_so_and_the_next_one_works(tmp_path):
     assert facts == {"name": "a.png", "facts": "30 x 20 pixels, PNG, 8 bits", "pixels": 600}
     with pytest.raises(UserError, match=r"a\.png: 0\.00 megapixels are too many here"):
         visits.Work("look", str(path), 599, str(tmp_path / "shown.png")).wait()
+
+
+def test_pages_of_a_tiff_until_a_stop(monkeypatch, tmp_path):
+    kernel = np.full((3, 5), 1 / 15, np.float32)
+    calls = []
+
+    def restore(array, *, callback, **options):
+        calls.append(options)
+        told = {"stage": "check", "step": 7, "steps": 7, "loss": 0.1, "seconds": 1, "left": 0}
+        stop = callback({**told, "so_far": lambda: (array, kernel)})
+        reasons = ["ended early: callback", "the kernel touches its border: try a larger kernel size"] if stop else []
+        quality = {"doubtful": stop, "reasons": reasons}
+        return Restored(array / 2, kernel, (3, 5), 0.01, quality, 1, not stop, stopped="callback" if stop else "")
+
+    monkeypatch.setattr(photo, "restore", restore)
+    monkeypatch.setattr(work, "PREVIEW_PAUSE", 0)
+    stack = np.random.default_rng(0).integers(20_000, 60_000, (3, 20, 24), np.uint16)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stack, photometric="minisblack")
+    told = []
+
+    def tell(**news):
+        told.append(news)
+        return news["page"] == 2
+
+    result = work.deblur(tell, path, tmp_path / "out", "fast", 5, "cpu")
+    assert [options["kernel_size"] for options in calls] == [(5, 5)] * 2
+    assert [(news["page"], news["pages"], news["fitted"]) for news in told] == [(1, 3, True), (2, 3, True)]
+    assert Image.open(told[0]["after"]).size == (24, 20)
+    assert min(Image.open(result["kernel"]).size) > 100
+    assert (result["status"], result["kernel_size"]) == ("doubtful", (3, 5))
+    assert result["sentence"].startswith("Ended early: callback; the kernel touches its border")
+    assert "--" not in result["sentence"]
+    assert "1 pages are as they were" in result["notes"]
+    assert Path(result["result"]).name == "a_deblurred.tif"
+    pages = tifffile.imread(result["result"])
+    assert pages.dtype == np.uint16
+    assert np.array_equal(pages[2], stack[2])
+    assert np.abs(pages[:2] - stack[:2] / 2.0).max() <= 1
 
 
 # In Chromium
