@@ -1,6 +1,7 @@
 """The page: what is on it, and what its buttons do. Loaded only where Gradio is there."""
 
 import html
+import re
 import time
 
 import gradio
@@ -15,10 +16,10 @@ LOOK = 0.25
 # Above so many pixels the kernel is searched in a part of the picture, see `selfdeblur.restore.WHOLE`.
 WHOLE = 1.05
 # Seconds of one core of a CPU: for any picture, for each megapixel that the kernel is found in, and for each megapixel
-# that is deconvolved. Measured with a kernel of 19 pixels; "release" and "paper" are twice what two cores take.
+# that is deconvolved. Measured with kernels of 19 to 41 pixels, the search for their size included; "release" and "paper" are twice what two cores take.
 SECONDS = {
-    QUICK: (4, 120, 15),
-    "fast": (20, 700, 15),
+    QUICK: (8, 200, 15),
+    "fast": (25, 780, 15),
     "best": (20, 8000, 15),
     "release": (0, 80000, 15),
     "paper": (0, 80000, 15),
@@ -68,11 +69,9 @@ def about(seconds):
 
 def plain(text):
     """A message that names options of the command, as the page says it."""
-    return (
-        text.replace("--kernel_size", "kernel size")
-        .replace("--preset ", "preset ")
-        .replace("kernel_size", "kernel size")
-    )
+    for option, words in (("--kernel_size", "kernel size"), ("kernel_size", "kernel size"), ("--", "")):
+        text = text.replace(option, words)
+    return re.sub(r"(?<=\. )[a-z]", lambda letter: letter[0].upper(), text)
 
 
 def make_page(visits, samples, device, kind, megapixels):
