@@ -8,7 +8,7 @@ environment test
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 if command -v shellcheck >/dev/null; then
-    shellcheck -x ./*.sh scripts/*.sh .ci/run
+    shellcheck -x ./*.sh scripts/*.sh .ci/run .ci/deepinv
 else
     echo "warning: shellcheck is not installed, the shell scripts are not checked" >&2
 fi

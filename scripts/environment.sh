@@ -8,7 +8,7 @@ complete() {
 import importlib, sys
 modules = ["torch", "numpy", "scipy", "cv2", "PIL", "tifffile", "tqdm", "skimage"]
 if "test" in sys.argv:
-    modules += ["pytest", "xdist", "ruff", "hypothesis", "playwright"]
+    modules += ["pytest", "xdist", "ruff", "hypothesis", "playwright", "mkdocs", "mkdocstrings"]
 for module in modules:
     importlib.import_module(module)
 sys.exit(sys.version_info < (3, 10))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from selfdeblur.api import Result, deblur
+    from selfdeblur.api import Result, blind_deconvolve, deblur
     from selfdeblur.errors import UserError
     from selfdeblur.files.models import load_model
     from selfdeblur.settings import PRESETS, Settings
 
-__all__ = ["PRESETS", "Result", "Settings", "UserError", "deblur", "load_model"]
+__all__ = ["PRESETS", "Result", "Settings", "UserError", "blind_deconvolve", "deblur", "load_model"]
 
 # The module of each public name.
 _MODULES = {
@@ -22,6 +22,7 @@ _MODULES = {
     "Result": "selfdeblur.api",
     "Settings": "selfdeblur.settings",
     "UserError": "selfdeblur.errors",
+    "blind_deconvolve": "selfdeblur.api",
     "deblur": "selfdeblur.api",
     "load_model": "selfdeblur.files.models",
 }

@@ -1,4 +1,4 @@
-"""The public call: one blurry image in, the sharp image and the kernel out."""
+"""The public calls: one blurry image in, the sharp image and the kernel out."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -37,8 +37,9 @@ class Result:
     history : dict of str to ndarray
         ``loss``: the objective at each step.
     settings : Settings
+        The settings of the run, those that were not given at their defaults.
     seconds : float
-        Time that the steps took.
+        Time that the steps took, with the search for the kernel and the deconvolution; not the estimate of its size.
     quality : dict
         What speaks for or against the result, judged without the sharp image:
         see `selfdeblur.classical.quality.assess`.
@@ -94,6 +95,7 @@ def deblur(
     num_iter : int, optional
         Steps; by default those of the preset.
     seed : int
+        Of the networks, their inputs and the noise of the steps, at least 0.
     device : str or torch.device, optional
         By default CUDA where there is one, else the CPU.
     kernel : ndarray (h, w), optional
@@ -107,11 +109,12 @@ def deblur(
     Returns
     -------
     Result
+        The sharp image, the kernel, and how far they may be trusted.
 
     Raises
     ------
     UserError
-        If the image, the kernel, its size, a setting or the device is not usable.
+        A `ValueError`, if the image, the kernel, its size, a setting or the device is not usable.
 
     Examples
     --------
@@ -151,6 +154,92 @@ def deblur(
     seconds = time.monotonic() - begun
     losses = run.losses[: run.steps_done].cpu().numpy()
     return Result(kind.back(image), k, {"loss": losses}, settings, seconds, run.quality(output))
+
+
+def blind_deconvolve(
+    image: np.ndarray | torch.Tensor,
+    kernel_size: int | Sequence[int] | None = None,
+    *,
+    preset: str = "fast",
+    channel_axis: int | None = None,
+    rng: int | np.random.Generator | None = 0,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+) -> tuple[np.ndarray | torch.Tensor, np.ndarray]:
+    """Blind deconvolution of one image, in the manner of scikit-image.
+
+    The same as `deblur`, with the names and the result of a function of `skimage.restoration`.
+
+    Parameters
+    ----------
+    image : ndarray or tensor
+        Blurry image (H, W), or with three channels red, green, blue, see ``channel_axis``. Floating point within 0
+        to 1, or unsigned integers of 8 bits or more.
+    kernel_size : int or (int, int), optional
+        Size (h, w) of the kernel in pixels, odd; rather too large than too small. By default it is estimated.
+    preset : {"fast", "best", "release", "paper"}, optional
+        See `selfdeblur.PRESETS`.
+    channel_axis : int or None, optional
+        The axis of the colours. None: the image is grey and has two axes.
+    rng : int, numpy.random.Generator or None, optional
+        The seed of the networks and of their inputs, or a generator that it is drawn from. None draws another one at
+        each call.
+    callback : callable, optional
+        Called once a step with a dict, see `deblur`. Where it returns True, the fit ends there, with what it has come
+        to; that is poor before the last stage of a preset with stages.
+
+    Returns
+    -------
+    image : ndarray or tensor
+        Sharp image of the shape, type and range of the blurry one. Of a colour image the luminance is sharpened, its
+        chroma is kept.
+    kernel : ndarray of float32, (h, w)
+        Blur kernel, non-negative, sum 1, in correlation sense. As the point spread function of `skimage.restoration`,
+        which is meant for a convolution, take ``np.rot90(kernel, 2)``.
+
+    Raises
+    ------
+    UserError
+        A `ValueError`, if the image, the size of the kernel, the preset or rng is not usable.
+
+    See Also
+    --------
+    deblur : The same with all settings, and with a sentence on how far the result may be trusted.
+
+    References
+    ----------
+    D. Ren, K. Zhang, Q. Wang, Q. Hu, W. Zuo, "Neural Blind Deconvolution Using Deep Priors", CVPR 2020.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.signal import correlate
+    >>> from skimage import data
+    >>> from selfdeblur import blind_deconvolve
+    >>> sharp = data.camera()[80:352:4, 120:392:4] / 255
+    >>> motion = np.full((1, 5), 1 / 5)
+    >>> blurry = correlate(sharp, motion, mode="valid")
+    >>> image, kernel = blind_deconvolve(blurry, kernel_size=9)
+    >>> image.shape, kernel.shape
+    ((68, 64), (9, 9))
+
+    The kernel found is a line of five pixels in one row. Where in its frame it lies cannot be told from the blurry
+    image: a kernel that is shifted, with the image shifted against it, explains that as well.
+
+    >>> rows, columns = np.nonzero(kernel > 0.1)
+    >>> len(columns), len(set(rows.tolist()))
+    (5, 1)
+    """
+    if channel_axis is None and np.ndim(image) == 3:
+        raise UserError("channel_axis: the image has three axes; -1 says that the last one is that of the colours")
+    if isinstance(rng, int | np.integer):
+        seed = int(rng)
+    else:
+        try:
+            seed = int(np.random.default_rng(rng).integers(2**31))
+        except TypeError:
+            raise UserError(f"rng: {rng!r} is neither a whole number nor a generator of NumPy") from None
+    result = deblur(image, kernel_size, preset=preset, channel_axis=channel_axis, seed=seed, callback=callback)
+    return result.image, result.kernel
 
 
 class _Kind:

@@ -15,3 +15,7 @@ class OutputError(UserError):
 
 class StoppedError(Exception):
     """A signal asked the program to end; the message is the signal's name."""
+
+
+class MissingExtraError(UserError, ImportError):
+    """A part of the package needs an extra that is not installed; the message says which `pip install` brings it."""

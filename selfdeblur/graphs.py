@@ -10,7 +10,9 @@ again as a whole:
   (`Settings.noise_from`; noise from the CPU is drawn and copied at each step);
 - the loss is stored under an index that the GPU counts up;
 - learning rates are tensors;
-- each run has a stream of its own, so several runs step side by side.
+- each run has a stream of its own, so several runs step side by side;
+- a run of several stages has a recording for each of its fits, one after the
+  other. What comes between two stages is not recorded.
 
 On another device nothing is recorded and the very same step is called, which
 is how it is tested without a GPU.
@@ -26,8 +28,8 @@ CHECK_EVERY = 50
 
 
 def on_fixed_buffers(run):
-    """Whether the fit of a run is to be stepped by `FixedStep`: on a GPU, where there is one fit to the run's end."""
-    return run.y.device.type == "cuda" and len(run.stages) == 1
+    """Whether the fits of a run are to be stepped by `FixedRun`: on a GPU."""
+    return run.y.device.type == "cuda"
 
 
 @contextlib.contextmanager
@@ -36,11 +38,56 @@ def stepping(run):
     if not on_fixed_buffers(run):
         yield run.step, lambda: None
         return
-    fixed = FixedStep(run.fit)
+    fixed = FixedRun(run)
     try:
         yield fixed.step, fixed.settle
     finally:
         fixed.close()
+
+
+class FixedRun:
+    """The steps of a run: a `FixedStep` for the fit of each stage.
+
+    Parameters
+    ----------
+    run : Run
+        Where it is to go on from; it must not be stepped by other means.
+    """
+
+    def __init__(self, run):
+        self.run, self.fixed = run, None
+
+    def prepare(self):
+        """Go to the next stage where one is done; kernels are searched for here. Given up, the run is as before."""
+        run = self.run
+        if run.stage_is_done:
+            self.close()
+            run.next_stage()
+        if self.fixed is None:
+            self.fixed = FixedStep(run.fit)
+
+    def step(self):
+        """One step, see `FixedStep.step`; after the last one of a stage, the first of the next."""
+        self.prepare()
+        self.fixed.step()
+
+    def settle(self):
+        """Wait until all steps are done, so that the run can be read."""
+        if self.fixed:
+            self.fixed.settle()
+
+    def first_not_finite(self, since):
+        """The first step, counted from 0 and from step ``since`` on, whose loss is not a number; None without one."""
+        self.settle()
+        losses = self.run.losses[since : self.run.steps_done].cpu()
+        wrong = (~torch.isfinite(losses)).nonzero()
+        return since + int(wrong[0]) if len(wrong) else None
+
+    def close(self):
+        """Let go of memory; the run can be read and go on by other means."""
+        if self.fixed:
+            self.fixed.close()
+            self.fixed = None
 
 
 class FixedStep:
@@ -109,13 +156,6 @@ class FixedStep:
         """Wait until all steps are done, so that the fit can be read."""
         if self.stream:
             self.stream.synchronize()
-
-    def first_not_finite(self, since):
-        """The first step, counted from 0 and from step ``since`` on, whose loss is not a number; None without one."""
-        self.settle()
-        losses = self.fit.losses[since : self.fit.steps_done].cpu()
-        wrong = (~torch.isfinite(losses)).nonzero()
-        return since + int(wrong[0]) if len(wrong) else None
 
     def close(self):
         """Let go of memory; the fit can be read and go on by other means."""

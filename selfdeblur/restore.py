@@ -50,11 +50,13 @@ class Restored:
     kernel : ndarray of float32 or None
         Kernel (h, w), sum 1, correlation sense; None where none was searched for.
     kernel_size : (int, int) or None
+        Size (h, w) of the kernel; None where there is none.
     noise : float
         Standard deviation of the noise, of the range 0 to 1: as given, or estimated.
     quality : dict
         ``doubtful``, ``reasons`` and measures, see `selfdeblur.classical.quality.assess`.
     seconds : float
+        Time that all of it took.
     improved : bool
         Whether the result may be taken for better than the blurry image.
     unchanged : bool
@@ -99,9 +101,9 @@ def restore(
     array : ndarray (H, W) or (H, W, 3)
         Blurry picture, floating point within 0 to 1 or unsigned integers over their whole range.
     kernel_size : int or (int, int), optional
-        By default estimated from the picture.
+        Size (h, w) in pixels, odd; by default estimated from the picture.
     kernel : ndarray (h, w), optional
-        Known kernel, correlation sense.
+        Known kernel, of odd sizes, non-negative, in correlation sense; it is divided by its sum.
     noise : float, optional
         Standard deviation of the noise, of the range 0 to 1; by default estimated.
     preset : str
@@ -109,6 +111,7 @@ def restore(
     colour : {"rgb", "luminance"}
         Whether the colours are sharpened as well, or those of the blurry picture kept.
     device : str or torch.device, optional
+        By default CUDA where there is one, else the CPU.
     time_limit : float, optional
         Seconds after which the fit ends with the best so far. The search for the kernel is not cut short.
     callback : callable, optional
@@ -118,6 +121,7 @@ def restore(
         (h, w), both float32 within 0 to 1; it takes a third of the time of a step. Where the callback returns True,
         the fit ends with the best so far.
     seed : int
+        Of the networks, their inputs and the noise of the steps, at least 0.
     opaque : ndarray of bool (H, W), optional
         Where the picture can be seen; the rim where it cannot is left as it is.
     side : int, optional
@@ -126,6 +130,7 @@ def restore(
     Returns
     -------
     Restored
+        The sharp picture, the kernel, and whether the picture became better.
 
     Raises
     ------

@@ -105,6 +105,11 @@ class Settings:
     low_memory : bool
         Compute more than once what would fill the memory. It changes the
         result only by rounding, but a run has to go on as it began.
+
+    Raises
+    ------
+    UserError
+        If a value is out of its range.
     """
 
     preset: str = "release"
@@ -216,7 +221,6 @@ CONCLUDED = {
 # Kernel search and deconvolution alone, without networks: besides the presets, which are fits of networks.
 QUICK = "quick"
 
-# What each preset is, then what it changes from the defaults above, which are the released program's.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "release": (
         "the released program: mean squared error for 1000 steps (500 on Lai), then 1 - SSIM, no total variation",
@@ -266,6 +270,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+"""The presets by name: what each is, in one sentence, and what it changes from the defaults of `Settings`, which are
+the released program's. "quick", kernel search and deconvolution alone, is none of them: `selfdeblur.restore` has it."""
 
 
 def check_known_kernel(preset: str, known: bool, *, kernel: str = "kernel") -> None:
@@ -291,13 +297,21 @@ def make_settings(preset: str = "release", **changes: Any) -> Settings:
     Parameters
     ----------
     preset : {"release", "paper", "nonblind", "fast", "best"}
+        Its name, see `PRESETS`.
     **changes
         Fields of `Settings`; a value of None for num_iter keeps the preset's.
+
+    Returns
+    -------
+    Settings
+        Those of the preset, but for the changes. ``num_iter`` of a preset of several stages is divided among them.
 
     Raises
     ------
     UserError
         If there is no such preset or a value is out of range.
+    TypeError
+        If a change is no field of `Settings`.
     """
     if preset not in PRESETS:
         raise UserError(f"preset: {preset!r} is unknown; the presets are {', '.join(PRESETS)}")

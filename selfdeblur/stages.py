@@ -125,13 +125,18 @@ class Run:
 
     def gradient(self):
         """The objective and its gradient, see `Fit.gradient`."""
-        if self.fit is None or self.fit.steps_done == self.fit.settings.num_iter:
-            self._next_stage()
+        if self.stage_is_done:
+            self.next_stage()
         self.fit.gradient()
 
     def update(self):
         """Move the parameters by the gradient."""
         self.fit.update()
+
+    @property
+    def stage_is_done(self):
+        """Whether the next step is the first one of a stage that has still to be entered; true at the end, too."""
+        return self.fit is None or self.fit.steps_done == self.fit.settings.num_iter
 
     def data_term(self, step):
         """Name of the data term at a step of the run, counted from 0: "mse" or "1-ssim"."""
@@ -247,8 +252,8 @@ class Run:
         generator.start_at(self.fit.z_k, output.kernel)
         return generator.state_dict()
 
-    def _next_stage(self):
-        """Go from the end of a stage, or from before the first one, to the next.
+    def next_stage(self):
+        """Go from the end of a stage, or from before the first one, to the next; `step` does it by itself.
 
         The run is changed at the end only: where this is given up by an exception, it is as it was before.
         """

@@ -21,6 +21,7 @@ from selfdeblur.classical.linear import (
     gradients,
     to_simplex,
 )
+from selfdeblur.classical.recorded import Recorded
 
 # Weight of the sparse prior in a deconvolution. Where y has more noise than LITTLE_NOISE it grows in proportion; with
 # less noise it is the errors of the kernel that call for it.
@@ -72,19 +73,21 @@ def deconvolve(
     weight = PRIOR_WEIGHT * max(noise_level(y) / LITTLE_NOISE, 1) if weight is None else weight
     blur = Correlation(y.shape, kernel.shape)
     k_spectrum = blur.spectrum(kernel)
+    k_conjugate = k_spectrum.conj_physical()
     (top, left) = (n // 2 for n in kernel.shape)
     x = F.pad(y[None, None], (left, kernel.shape[1] - 1 - left, top, kernel.shape[0] - 1 - top), mode="replicate")[0, 0]
     white = lights(y)
     weights = [torch.full_like(d, s) for d, s in zip(differences(x), DIFFERENCE_WEIGHTS, strict=True)]
-    for number in range(rounds + 1):
+
+    def once_more(x, *weights, first):
         if white is not None:
             blur.mask = None
-            brighter = blur.forward(blur.spectrum(x), k_spectrum) > 1 if number else white
+            brighter = white if first else blur.forward(blur.spectrum(x), k_conjugate) > 1
             blur.mask = (~(white & brighter)).to(y)
         right_side = blur.transpose_in_x(blur.masked(y), k_spectrum)
 
-        def matrix(v, weights=weights):
-            data = blur.transpose_in_x(blur.forward(blur.spectrum(v), k_spectrum), k_spectrum)
+        def matrix(v):
+            data = blur.transpose_in_x(blur.forward(blur.spectrum(v), k_conjugate), k_spectrum)
             weighted = [a * d for a, d in zip(weights, differences(v), strict=True)]
             return data + weight * differences_transposed(weighted)
 
@@ -93,6 +96,11 @@ def deconvolve(
             s * d.abs().clamp(min=0.01) ** (exponent - 2)
             for d, s in zip(differences(x), DIFFERENCE_WEIGHTS, strict=True)
         ]
+        return x, *weights
+
+    with Recorded(once_more) as renew:
+        for number in range(rounds + 1):
+            x, *weights = renew(x, *weights, first=number == 0)
     return x
 
 
@@ -123,8 +131,8 @@ def fit_kernel(model, y, x, kernel, *, weight, steps):
     x_spectrum = model.spectrum(x)
 
     def matrix(k):
-        k_spectrum = model.spectrum(k)[..., None, :, :]
-        return model.transpose_in_k(model.forward(x_spectrum, k_spectrum), x_spectrum) + weight * k
+        k_conjugate = model.spectrum(k)[..., None, :, :].conj()
+        return model.transpose_in_k(model.forward(x_spectrum, k_conjugate), x_spectrum) + weight * k
 
     def norm(k):
         return k.square().sum((-2, -1), keepdim=True).sqrt()

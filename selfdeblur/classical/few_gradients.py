@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from selfdeblur.classical.linear import conjugate_gradients
+from selfdeblur.classical.recorded import Recorded
 from selfdeblur.forward import next_fast_len
+
+# The weight of a splitting grows by this factor up to its end; near a background, where there are two, by the second,
+# and that of the background has an end of its own.
+GROWTH, NEAR_GROWTH, MOST, MOST_NEAR = 2, 8, 1e5, 8
 
 
 class FewGradients:
@@ -29,38 +34,65 @@ class FewGradients:
         # Spectrum of the operator that sends an image to minus its Laplacian of forward differences.
         self.laplacian = 4 * (torch.sin(math.pi * rows) ** 2 + torch.sin(math.pi * columns) ** 2)
 
-    def __call__(self, kernel, weight, near_background):
+    def __call__(self, kernel, weight, near_background, spans=None):
         """Sharp images on the padded grid for kernels (..., h, w); ``weight`` is the cost of a pixel with a gradient,
-        and with ``near_background`` that of a pixel that differs from the background, too."""
+        and with ``near_background`` that of a pixel that differs from the background, too. It is a number, or one for
+        each kernel, as a tensor (n, 1, 1) with their `spans`."""
+        spans = spans or self.spans([weight], near_background)
         (h, w), (top, left) = self.kernel_size, (n // 2 for n in self.kernel_size)
         padded = F.pad(kernel, (0, self.y.shape[1] - w, 0, self.y.shape[0] - h))
         k_spectrum = torch.fft.rfft2(padded.roll((-top, -left), (-2, -1)))
         data, power = k_spectrum * self.y_spectrum, k_spectrum.abs() ** 2
         x = self.y
         if near_background:
-            for alpha in _geometric(2 * weight, 8, 8):
-                flat = x.masked_fill((x - self.level_of_background) ** 2 < weight / alpha, self.level_of_background)
-                x = self._few_gradients(x, data + alpha * torch.fft.rfft2(flat), power + alpha, weight, 8)
+            for alpha, least, going in _penalties(weight, spans[1], NEAR_GROWTH, MOST_NEAR):
+                flat = x.masked_fill((x - self.level_of_background) ** 2 < least, self.level_of_background)
+                new = self._few_gradients(
+                    x, data + alpha * torch.fft.rfft2(flat), power + alpha, weight, spans[0], NEAR_GROWTH
+                )
+                x = new if going is None else torch.where(going, new, x)
         else:
-            x = self._few_gradients(x, data, power, weight, 2)
+            x = self._few_gradients(x, data, power, weight, spans[0], GROWTH)
         x = x.roll((top, left), (-2, -1))
         return x[..., : self.blurry_size[0] + h - 1, : self.blurry_size[1] + w - 1]
 
-    def _few_gradients(self, x, data, power, weight, growth):
-        for beta in _geometric(2 * weight, growth, 1e5):
+    @staticmethod
+    def spans(weights, near_background):
+        """Fewest and most values that the weights of each splitting go through, for costs that are numbers."""
+        ends = [(GROWTH, MOST)] if not near_background else [(NEAR_GROWTH, MOST), (NEAR_GROWTH, MOST_NEAR)]
+        counts = [[_length(weight, *end) for weight in weights] or [0] for end in ends]
+        return tuple((min(numbers), max(numbers)) for numbers in counts)
+
+    def _few_gradients(self, x, data, power, weight, span, growth):
+        for beta, least, going in _penalties(weight, span, growth, MOST):
             right, down = x.roll(-1, -1).sub_(x), x.roll(-1, -2).sub_(x)
-            strong = (right.square() + down.square() >= weight / beta).to(x.dtype)
+            strong = (right.square() + down.square() >= least).to(x.dtype)
             right, down = right.mul_(strong), down.mul_(strong)
             sparse = (right.roll(1, -1) - right).add_(down.roll(1, -2)).sub_(down)
-            spectrum = torch.add(data, torch.fft.rfft2(sparse), alpha=beta)
-            x = torch.fft.irfft2(spectrum.mul_((power + beta * self.laplacian).reciprocal_()), s=self.y.shape)
+            spectrum = torch.fft.rfft2(sparse)
+            spectrum = torch.add(data, spectrum, alpha=beta) if isinstance(beta, float) else data + beta * spectrum
+            new = torch.fft.irfft2(spectrum.mul_((power + beta * self.laplacian).reciprocal_()), s=self.y.shape)
+            x = new if going is None else torch.where(going, new, x)
         return x
 
 
-def _geometric(first, ratio, end):
-    while first < end:
-        yield first
-        first *= ratio
+def _length(weight, growth, end):
+    """How many values from twice the weight on, each so many times the one before, are below an end."""
+    count, value = 0, 2 * weight
+    while value < end:
+        count, value = count + 1, value * growth
+    return count
+
+
+def _penalties(weight, span, growth, end):
+    """The weights of a splitting, from twice the cost on, and which square a gradient must have not to be set to 0.
+
+    With a cost for each kernel also for which kernels the weight is still below ``end``; None: for all.
+    """
+    fewest, most = span
+    for number in range(most):
+        penalty = weight * (2.0 * growth**number)
+        yield penalty, 0.5 / growth**number, None if number < fewest else penalty < end
 
 
 def background_level(y):
@@ -88,6 +120,10 @@ def _extend_periodically(y, kernel_size):
 
     fixed = known * (1 - free)
     filling = conjugate_gradients(
-        lambda v: free * laplacian(free * v), -free * laplacian(fixed), known * free, 4 * max(kernel_size)
+        lambda v: free * laplacian(free * v),
+        -free * laplacian(fixed),
+        known * free,
+        4 * max(kernel_size),
+        at_a_time=4 if Recorded.on(y.device) else 1,
     )
     return fixed + filling * free

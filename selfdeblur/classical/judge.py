@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights, of_gradients
 from selfdeblur.classical.linear import Correlation, conjugate_gradients, gradients, smooth
+from selfdeblur.classical.recorded import Recorded
 
 # A kernel of less `extent` is next to a point: it explains any image and deblurs nothing. Camera shakes have 0.13 to
 # 0.35; a size that is twice too large halves it.
@@ -67,7 +68,8 @@ def badness(images, kernels, **effort):
     handed on to `free_energy`.
     """
     energies = sum(free_energy(y, kernels, away=away, **effort) for y, away in images)
-    return [(extent(kernel) < POINT_EXTENT, energy) for kernel, energy in zip(kernels, energies.tolist(), strict=True)]
+    rows = torch.stack([extents(kernels), energies.double()]).tolist()
+    return [(extent < POINT_EXTENT, energy) for extent, energy in zip(*rows, strict=True)]
 
 
 def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
@@ -105,24 +107,32 @@ def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
     y = gradients(y)
     blur = Correlation(y.shape[-2:], kernel.shape[-2:], of_gradients(away))
     k_spectrum = blur.spectrum(kernel)
+    k_conjugate = k_spectrum.conj_physical()
     y, ones = blur.masked(y), blur.masked(torch.ones_like(y[:1]))
     precision = blur.transpose_in_x(ones, blur.spectrum(kernel**2)).clamp(min=1e-8) / noise
     right_side = blur.transpose_in_x(y, k_spectrum) / noise
     x = torch.zeros_like(right_side)
     (top, left) = (n // 2 for n in kernel.shape[-2:])
     x[..., top : top + y.shape[1], left : left + y.shape[2]] = y
-    variance = torch.full_like(x, float(y.square().mean())).clamp(min=1e-10)
-    for number in range(rounds):
+    variance = y.square().mean().clamp(min=1e-10).expand_as(x).contiguous()
+
+    def once_more(x, variance, *, beyond):
         spread = 1 / (precision + 1 / variance)
 
-        def matrix(v, variance=variance):
-            return blur.transpose_in_x(blur.forward(blur.spectrum(v), k_spectrum), k_spectrum) / noise + v / variance
+        def matrix(v):
+            return blur.transpose_in_x(blur.forward(blur.spectrum(v), k_conjugate), k_spectrum) / noise + v / variance
 
         x = conjugate_gradients(matrix, right_side, x, steps, scaling=spread, dims=3)
         renewed = (x**2 + spread).clamp(min=1e-10)
-        # To go beyond what the rule gives brings 14 rounds as far as 40; the last two, by the rule, give a bound.
-        variance = renewed if number >= rounds - 2 else (variance * (renewed / variance) ** 1.8).clamp(min=1e-10)
-    error = (y - blur.forward(blur.spectrum(x), k_spectrum)).square().sum((-3, -2, -1)) / noise
+        if beyond:
+            renewed = (variance * (renewed / variance) ** 1.8).clamp(min=1e-10)
+        return x, renewed, spread
+
+    with Recorded(once_more) as renew:
+        for number in range(rounds):
+            # To go beyond what the rule gives brings 14 rounds as far as 40; the last two, by the rule, give a bound.
+            x, variance, spread = renew(x, variance, beyond=number < rounds - 2)
+    error = (y - blur.forward(blur.spectrum(x), k_conjugate)).square().sum((-3, -2, -1)) / noise
     return error + (x**2 / variance + (variance / spread).log()).sum((-3, -2, -1))
 
 
@@ -162,12 +172,19 @@ def busiest_window(y, side):
 
 def extent(kernel):
     """Radius around its centroid that holds half of a kernel (h, w) of sum 1, over the larger of its sides."""
-    places = [torch.arange(n, dtype=torch.float64, device=kernel.device) for n in kernel.shape]
-    kernel = kernel.double()
-    row, column = (kernel.sum(1) * places[0]).sum(), (kernel.sum(0) * places[1]).sum()
-    distances, order = torch.hypot(*torch.meshgrid(places[0] - row, places[1] - column, indexing="ij")).flatten().sort()
-    half = (kernel.flatten()[order].cumsum(0) < kernel.sum() / 2).sum()
-    return float(distances[half]) / max(kernel.shape)
+    return extents(kernel).item()
+
+
+def extents(kernels):
+    """`extent` of each kernel (..., h, w), as a tensor (...) of float64."""
+    kernels = kernels.double()
+    row, column = (torch.arange(n, dtype=torch.float64, device=kernels.device) for n in kernels.shape[-2:])
+    row = row - (kernels.sum(-1) * row).sum(-1, keepdim=True)
+    column = column - (kernels.sum(-2) * column).sum(-1, keepdim=True)
+    distances, order = torch.hypot(row[..., :, None], column[..., None, :]).flatten(-2).sort(-1)
+    kernels = kernels.flatten(-2)
+    half = (kernels.gather(-1, order).cumsum(-1) < kernels.sum(-1, keepdim=True) / 2).sum(-1, keepdim=True)
+    return distances.gather(-1, half)[..., 0] / max(row.shape[-1], column.shape[-1])
 
 
 def noise_level(y):

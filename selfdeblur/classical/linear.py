@@ -3,8 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+from selfdeblur.classical.recorded import Recorded
 from selfdeblur.forward import next_fast_len
 from selfdeblur.losses import gaussian
+from selfdeblur.precision import arithmetic
 
 
 class Correlation:
@@ -27,9 +29,9 @@ class Correlation:
     def _crop(self, spectrum, size):
         return torch.fft.irfft2(spectrum, s=self.fft_size)[..., : size[0], : size[1]]
 
-    def forward(self, x_spectrum, k_spectrum):
-        """y = k ⊗ x, and 0 where the mask is 0."""
-        y = self._crop(x_spectrum * k_spectrum.conj(), self.blurry_size)
+    def forward(self, x_spectrum, k_conjugate):
+        """y = k ⊗ x, and 0 where the mask is 0; of the kernel it takes the conjugate of the spectrum."""
+        y = self._crop(x_spectrum * k_conjugate, self.blurry_size)
         return y if self.mask is None else y * self.mask
 
     def masked(self, y):
@@ -76,34 +78,48 @@ def differences_transposed(d):
 def smooth(x, sigma):
     """The valid part of an image (H, W) under a Gaussian of a standard deviation in pixels."""
     taps = gaussian(sigma, min(max(round(3 * sigma), 1), min(x.shape) // 4), x)
-    return F.conv2d(F.conv2d(x[None, None], taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[0, 0]
+    with arithmetic("float32", x.device):
+        return F.conv2d(F.conv2d(x[None, None], taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[0, 0]
 
 
-def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2):
+def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2, *, at_a_time=1):
     """Solve matrix(x) = right_side from x on; ``scaling`` is the inverse of the matrix's diagonal, if known.
 
-    Each problem is one tensor of the last ``dims`` dimensions, on its own.
+    Each problem is one tensor of the last ``dims`` dimensions, on its own. On a CPU there are fewer steps where all are
+    solved; a GPU would have to be waited for. With more than one step ``at_a_time``, of which ``steps`` is a multiple,
+    these are `Recorded`.
     """
     axes = tuple(range(-dims, 0))
 
     def inner(a, b):
         return (a * b).sum(axes, keepdim=True)
 
-    residual = right_side - matrix(x)
-    scaled = scaling * residual
-    direction, power = scaled, inner(residual, scaled)
-    enough = 1e-10 * inner(right_side, scaling * right_side)
-    for _ in range(steps):
+    def step(x, residual, direction, power):
         going = power > enough
-        if not going.any():
-            break
         product = matrix(direction)
         length = torch.where(going, power / inner(direction, product), 0)
         x, residual = x + length * direction, residual - length * product
         scaled = scaling * residual
         new_power = inner(residual, scaled)
-        direction, power = scaled + torch.where(going, new_power / power, 0) * direction, new_power
-    return x
+        direction = scaled + torch.where(going, new_power / power, 0) * direction
+        return x, residual, direction, new_power
+
+    def several(*state):
+        for _ in range(at_a_time):
+            state = step(*state)
+        return state
+
+    residual = right_side - matrix(x)
+    direction = scaling * residual
+    state = x, residual, direction, inner(residual, direction)
+    enough = 1e-10 * inner(right_side, scaling * right_side)
+    may_wait = x.device.type == "cpu" and not Recorded.on(x.device)
+    with Recorded(several) as several:
+        for _ in range(0, steps, at_a_time):
+            if may_wait and not (state[-1] > enough).any():
+                break
+            state = several(*state) if at_a_time > 1 else step(*state)
+    return state[0]
 
 
 def to_simplex(v):

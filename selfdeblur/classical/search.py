@@ -25,6 +25,7 @@ from selfdeblur.classical.few_gradients import FewGradients, background_level, q
 from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, two_opinions
 from selfdeblur.classical.kernels import camera_shake_kernel, centred
 from selfdeblur.classical.linear import Correlation, gradients
+from selfdeblur.classical.recorded import Recorded
 
 # Factor between neighbouring scales. The coarsest has an image or a kernel of about so many pixels a side.
 PYRAMID_RATIO = 2**0.5
@@ -84,8 +85,9 @@ COARSE_EFFORT = Effort(kernel_steps=12, rounds=10, steps=6)
 # weight of gradients falls with its square.
 USUAL_GRADIENT = 0.016
 
-# Pixels, of all images together, that are worked on at a time, so that memory suffices.
-PIXELS_AT_A_TIME = 1 << 21
+# Pixels, of all images together, that are worked on at a time, so that memory suffices: on a CPU those of one variant.
+# A GPU is the faster the more it has to do at a time, so there the kernels of all variants are worked on together.
+PIXELS_AT_A_TIME, PIXELS_ON_A_GPU = 1 << 21, 1 << 22
 
 # Most noise (standard deviation) with which a kernel is refined. With more a refinement fits the kernel to the noise,
 # which it finds in y and in the sharp image.
@@ -109,8 +111,12 @@ def estimate_kernel(
         Blurry image, 0..1. Of a large one, the search sees the part that `judged_window` takes.
     kernel_size : (int, int)
         Size (h, w) of the kernel, odd.
-    variants, searches, starts
-        As in `coarse_to_fine_kernels`.
+    variants : sequence of dict
+        Settings of the search, tried one after the other, see `coarse_to_fine_kernels`.
+    searches : sequence of (int, int)
+        Scales and rounds, see there.
+    starts : int
+        Kernels that each setting starts from.
     powers : sequence of float
         Of the best kernel, after `refine_kernel` on all of y unless that has much noise, raised to each of these
         powers, that of least `free_energy` is returned.
@@ -203,15 +209,15 @@ def coarse_to_fine_kernels(
         shrunken = _shrink(y, size) if level else y
         scale = _SearchScale(shrunken, k_size, level_of_background, level, shrunk(away, size))
         done = steps * (len(sizes) - 1 - level)
-        found = []
-        for pool in pools:
-            found.append([])
+        found, tasks = [[] for _ in pools], []
+        for entries, pool in zip(found, pools, strict=True):
             for number, kernels in pool.items():
                 variant = variants[number]
                 weight = variant.get("kernel_weight", 0.15) * energy
                 falling = [_weight_after(gradient_weights[number], step) for step in range(done, done + steps)]
-                fitted = scale.fit(kernels, falling, weight, variant.get("near_background", False))
-                found[-1] += [(score, number, kernel) for score, kernel in fitted]
+                tasks.append(_Task(entries, number, kernels, falling, weight, variant.get("near_background", False)))
+        for task, scores, kernels in scale.fit(tasks):
+            task.entries.extend((score, task.variant, kernel) for score, kernel in zip(scores, kernels, strict=True))
         if level == joined:
             found = [[entry for entries in found for entry in entries]]
         count = round(kept * KERNELS_GROWTH ** (level - 1 + beyond))
@@ -230,15 +236,88 @@ class _SearchScale:
         self.gradients = gradients(y)
         self.model = Correlation(self.gradients.shape[-2:], kernel_size, of_gradients(away))
         self.sharp = FewGradients(y, kernel_size, level_of_background)
+        self.together = worked_on_together(y.device)
+        self.at_a_time = max((PIXELS_ON_A_GPU if self.together else PIXELS_AT_A_TIME) // y.numel(), 1)
 
-    def fit(self, kernels, gradient_weights, weight, near_background):
-        """Kernels (n, h, w) of the scale before after one step for each gradient weight, as pairs (badness, kernel)."""
-        effort = self.effort
-        for some in _enlarge(kernels, self.kernel_size).split(max(PIXELS_AT_A_TIME // self.y.numel(), 1)):
-            for gradient_weight in gradient_weights:
-                x = gradients(self.sharp(some, gradient_weight, near_background))
-                some = fit_kernel(self.model, self.gradients, x, some, weight=weight, steps=effort.kernel_steps)
-            yield from zip(badness(self.judged, some, rounds=effort.rounds, steps=effort.steps), some, strict=True)
+    def fit(self, tasks):
+        """What becomes of the kernels of each `_Task`: the task, their badness, and the kernels (n, h, w)."""
+        if not self.together:
+            for task in tasks:
+                kernels = self._fitted(task)
+                yield task, self._scores(kernels), kernels
+            return
+        tasks = sorted(tasks, key=lambda task: task.near_background)
+        kernels = self._fitted_together(tasks)
+        scores, begin = self._scores(kernels), 0
+        for task in tasks:
+            part = slice(begin, begin + len(task.kernels))
+            yield task, scores[part], kernels[part]
+            begin = part.stop
+
+    def _scores(self, kernels):
+        effort = {"rounds": self.effort.rounds, "steps": self.effort.steps}
+        return [score for some in kernels.split(self.at_a_time) for score in badness(self.judged, some, **effort)]
+
+    def _fitted(self, task):
+        """The kernels of a task after one step for each gradient weight."""
+        fitted = []
+        for some in _enlarge(task.kernels, self.kernel_size).split(self.at_a_time):
+            for weight in task.gradient_weights:
+                some = self._refitted(some, self.sharp(some, weight, task.near_background), task.weight)
+            fitted.append(some)
+        return torch.cat(fitted)
+
+    def _fitted_together(self, tasks):
+        """The same for the kernels of all tasks, those with ``near_background`` last."""
+        kernels = torch.cat([_enlarge(task.kernels, self.kernel_size) for task in tasks])
+        weights = torch.cat([task.weight.expand(len(task.kernels)) for task in tasks])[:, None, None]
+        falling = [task.gradient_weights for task in tasks for _ in task.kernels]
+        near = sum(len(task.kernels) for task in tasks if task.near_background)
+        costs = [
+            {n for task in tasks if task.near_background == flag for n in task.gradient_weights} for flag in (0, 1)
+        ]
+        spans = tuple(FewGradients.spans(every, near_background) for near_background, every in enumerate(costs))
+        falling = torch.tensor(falling).to(weights).T[..., None, None]
+        fitted = []
+        with Recorded(self._step) as step:
+            for begin in range(0, len(kernels), self.at_a_time):
+                part = slice(begin, begin + self.at_a_time)
+                some = kernels[part]
+                apart = min(max(len(kernels) - near - begin, 0), len(some))
+                for gradient_weights in falling:
+                    (some,) = step(some, gradient_weights[part], weights[part], apart=apart, spans=spans)
+                fitted.append(some)
+        return torch.cat(fitted)
+
+    def _step(self, kernels, gradient_weights, weights, *, apart, spans):
+        """One step of kernels of which those from number ``apart`` on are with ``near_background``."""
+        x = [
+            self.sharp(kernels[part], gradient_weights[part], near_background, spans[near_background])
+            for near_background, part in enumerate((slice(apart), slice(apart, None)))
+            if len(kernels[part])
+        ]
+        return (self._refitted(kernels, torch.cat(x), weights),)
+
+    def _refitted(self, kernels, x, weight):
+        """The kernels that explain y best with sharp images x (n, H + h - 1, W + w - 1)."""
+        steps = self.effort.kernel_steps
+        return fit_kernel(self.model, self.gradients, gradients(x), kernels, weight=weight, steps=steps)
+
+
+class _Task(NamedTuple):
+    """What is to become of the kernels (n, h, w) of one variant in one search, at one scale."""
+
+    entries: list
+    variant: int
+    kernels: torch.Tensor
+    gradient_weights: Sequence[float]
+    weight: torch.Tensor
+    near_background: bool
+
+
+def worked_on_together(device):
+    """Whether kernels of all variants are worked on together on a device."""
+    return device.type == "cuda"
 
 
 def _first_level(sizes, coarsest, joined):
@@ -256,20 +335,24 @@ def _weight_after(weight, steps):
 
 def _distinct(found, count):
     """The first ``count`` of (badness, variant, kernel), less what equals an earlier one of its variant."""
-    best = []
-    for score, number, kernel in found:
-        if all(number != other or _similarity(kernel, earlier) <= SAME_KERNEL for _, other, earlier in best):
-            best.append((score, number, kernel))
-        if len(best) == count:
-            break
+    best, left = [], list(found)
+    while left and len(best) < count:
+        best.append(left.pop(0))
+        _, number, kernel = best[-1]
+        rivals = [entry for entry in left if entry[1] == number]
+        if not rivals or len(best) == count:
+            continue
+        alike = (_similarity(kernel, torch.stack([other for _, _, other in rivals])) > SAME_KERNEL).tolist()
+        gone = {id(entry) for entry, same in zip(rivals, alike, strict=True) if same}
+        left = [entry for entry in left if id(entry) not in gone]
     return best
 
 
-def _similarity(a, b):
-    """`kernel_similarity` of the scores by FFT: the sums that those are made of take a second at 75 x 75."""
-    size = [2 * n - 1 for n in a.shape]
-    products = torch.fft.irfft2(torch.fft.rfft2(a, s=size) * torch.fft.rfft2(b, s=size).conj(), s=size)
-    return float(products.max() / (a.norm() * b.norm()))
+def _similarity(kernel, others):
+    """`kernel_similarity` of the scores with each of others (n, h, w), by FFT: the sums take a second at 75 x 75."""
+    size = [2 * n - 1 for n in kernel.shape]
+    products = torch.fft.irfft2(torch.fft.rfft2(kernel, s=size) * torch.fft.rfft2(others, s=size).conj(), s=size)
+    return products.amax((-2, -1)) / (kernel.norm() * others.norm(dim=(-2, -1)))
 
 
 def _sizes(size, kernel_size):
@@ -309,4 +392,4 @@ def _enlarge(kernels, size):
     if kernels.shape[1:] == size:
         return kernels
     kernels = F.interpolate(kernels[None], size=size, mode="bilinear", align_corners=False)[0]
-    return torch.stack([centred(kernel) for kernel in kernels])
+    return centred(kernels)

@@ -19,7 +19,7 @@ from selfdeblur.checks import check_image
 from selfdeblur.errors import OutputError, StoppedError, UserError
 from selfdeblur.files.images import read_image
 from selfdeblur.files.records import file_hash
-from selfdeblur.graphs import CHECK_EVERY, FixedStep, on_fixed_buffers, out_of_memory
+from selfdeblur.graphs import CHECK_EVERY, FixedRun, on_fixed_buffers, out_of_memory
 from selfdeblur.settings import Settings
 
 try:
@@ -277,7 +277,7 @@ class _Work:
             raise UserError(f"{job.path}: {error}") from error
         self.seconds_before = self.folder.load_checkpoint(job.name, self.identity, run)
         self.run = run
-        self.fixed = FixedStep(run.fit) if on_fixed_buffers(run) else None
+        self.fixed = FixedRun(run) if on_fixed_buffers(run) else None
         self.begun, self.written = self.queue.clock.read(), time.monotonic()
         self.checked = run.steps_done
 
@@ -286,7 +286,7 @@ class _Work:
         run, queue, num_iter = self.run, self.queue, self.job.settings.num_iter
         if self.fixed:
             with queue.signals.raised():
-                pass
+                self.fixed.prepare()
             self.fixed.step()
         else:
             with queue.signals.raised():
@@ -299,7 +299,7 @@ class _Work:
         saving = queue.save_frequency and done % queue.save_frequency == 0 and done < num_iter and run.fits_all_of_y
         late = time.monotonic() - self.written > queue.interval
         writing = done % queue.checkpoint_every == 0 if queue.checkpoint_every else late
-        if self.fixed and (saving or writing or done % CHECK_EVERY == 0 or done == num_iter):
+        if self.fixed and (saving or writing or done % CHECK_EVERY == 0 or run.stage_is_done):
             wrong = self.fixed.first_not_finite(self.checked)
             if wrong is not None:
                 self.restart(wrong)

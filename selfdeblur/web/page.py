@@ -16,7 +16,8 @@ LOOK = 0.25
 # Above so many pixels the kernel is searched in a part of the picture, see `selfdeblur.restore.WHOLE`.
 WHOLE = 1.05
 # Seconds of one core of a CPU: for any picture, for each megapixel that the kernel is found in, and for each megapixel
-# that is deconvolved. Measured with kernels of 19 to 41 pixels, the search for their size included; "release" and "paper" are twice what two cores take.
+# that is deconvolved. Measured with kernels of 19 to 41 pixels, the search for their size included; those of "release"
+# and "paper" are twice what two cores take.
 SECONDS = {
     QUICK: (8, 200, 15),
     "fast": (25, 780, 15),

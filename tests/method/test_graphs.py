@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import NothingWaits
 
 from networks import SkipGenerator, fused, whole
 from selfdeblur import UserError, graphs
-from selfdeblur.graphs import CHECK_EVERY, FixedStep
+from selfdeblur.graphs import CHECK_EVERY, FixedRun, FixedStep
 from selfdeblur.precision import GRADIENT_SIZE, arithmetic, generator_type, gradient_scale, scaled_gradient, unscale
 from selfdeblur.settings import make_settings
 from selfdeblur.stages import Run
@@ -180,7 +180,7 @@ def test_the_noise_is_part_of_the_state():
 
 def test_the_first_loss_that_is_no_number_is_found():
     run = make_run(make_settings(num_iter=6))
-    fixed = FixedStep(run.fit)
+    fixed = FixedRun(run)
     for _ in range(5):
         fixed.step()
     assert fixed.first_not_finite(0) is None
@@ -189,6 +189,53 @@ def test_the_first_loss_that_is_no_number_is_found():
     assert fixed.first_not_finite(3) == 3
     assert fixed.first_not_finite(4) is None
     fixed.close()
+
+
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_a_run_of_stages_on_fixed_buffers_equals_that_of_the_solver(preset, short_search, monkeypatch):
+    settings = make_settings(preset, num_iter=8)
+    one, run, part, again = (make_run(settings) for _ in range(4))
+    finish(one.step, one)
+    monkeypatch.setattr(graphs, "on_fixed_buffers", lambda run: True)
+    fits = []
+    monkeypatch.setattr(graphs, "FixedStep", lambda fit: fits.append(fit) or FixedStep(fit))
+    with graphs.stepping(run) as (step, settle):
+        finish(step, run)
+        settle()
+    assert len(fits) == len(settings.stages) > 1
+    same(one, run)
+    for name, kernel in one.kernels.items():
+        assert torch.equal(kernel, run.kernels[name])
+    assert torch.equal(one.output().x, run.output().x)
+    # A checkpoint at the end of the first stage, and one in the midst of the second.
+    first = next(iter(settings.each_stage().values())).num_iter
+    fixed = FixedRun(part)
+    for _ in range(first):
+        fixed.step()
+    for _ in range(2):
+        fixed.settle()
+        again.load_state_dict(copy.deepcopy(part.state_dict()))
+        finish(FixedRun(again).step, again)
+        same(one, again)
+        fixed.step()
+    fixed.close()
+
+
+def test_a_stage_that_cannot_be_entered_leaves_the_run_as_it_was(short_search, monkeypatch):
+    settings = make_settings("fast", num_iter=7)
+    one, run = make_run(settings), make_run(settings)
+    finish(one.step, one)
+    fixed = FixedRun(run)
+    while not run.stage_is_done:
+        fixed.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_search", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fixed.step()
+    assert run.stage_is_done
+    finish(fixed.step, run)
+    fixed.close()
+    same(one, run)
 
 
 def test_a_step_given_up_leaves_the_run_as_it_was():
@@ -206,23 +253,6 @@ def test_a_step_given_up_leaves_the_run_as_it_was():
     same(one, run)
 
 
-class NothingWaits(TorchDispatchMode):
-    """Fails where a step reads a number from a tensor, makes a tensor of Python numbers, or draws random numbers.
-
-    The first waits for the GPU, the second copies from memory that is not pinned, and the third, from a generator that
-    the graph does not know, is the same each time: a CUDA graph bears none of them.
-    """
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift", "masked_select", "rand", "normal", "uniform", "dropout")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.name().removeprefix("aten::").partition(".")[0]
-        if (kwargs or {}).get("generator") is not None:  # a graph counts on the state of the fit's own generator
-            return function(*args, **kwargs)
-        assert not name.startswith(self.FORBIDDEN), name
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("name", SHORT_SETTINGS)
 @pytest.mark.parametrize("precision", ["float32", "fp16", "bf16"])
 def test_nothing_in_a_step_waits(name, precision, monkeypatch):
@@ -235,6 +265,24 @@ def test_nothing_in_a_step_waits(name, precision, monkeypatch):
         fixed._compute()
         fixed.data_term = "1-ssim"
         fixed._compute()
+    fixed.close()
+
+
+@pytest.mark.parametrize("preset", ["fast", "best"])
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_nothing_in_a_step_of_a_stage_waits(preset, precision, short_search, monkeypatch):
+    monkeypatch.setattr(fused, "generate", lambda net, z, **_: whole.generate(net, z))
+    run = make_run(make_settings(preset, num_iter=4, precision=precision))
+    stages = set()
+    fixed = FixedRun(run)
+    while run.steps_done < run.settings.num_iter:
+        fixed.step()
+        if run.stage not in stages:
+            fixed.fixed.index -= 1  # the same step again
+            with NothingWaits():
+                fixed.fixed._compute()
+        stages.add(run.stage)
+    assert stages == set(run.stages)
     fixed.close()
 
 
@@ -468,13 +516,39 @@ def test_cuda_runs_side_by_side_do_not_disturb_each_other():
     for _ in range(settings.num_iter):
         for step in steps:
             step.step()
-    for step in steps:
-        assert step.first_not_finite(0) is None
+    for run, step in zip(runs, steps, strict=True):
         step.close()
+        assert torch.isfinite(run.losses).all()
     for run, single in zip(runs, singles, strict=True):
         assert torch.equal(run.fit.rng.get_state(), single.fit.rng.get_state())
         assert torch.allclose(run.losses[:3], single.losses[:3], rtol=0.02)
         assert run.losses[-10:].mean().item() == pytest.approx(single.losses[-10:].mean().item(), rel=0.3)
+
+
+@CUDA
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_cuda_stages_are_recorded_and_equal_the_solver_s(preset, short_search, monkeypatch):
+    settings = make_settings(preset, num_iter=12, noise_from="cuda")
+    run, other = (make_run(settings, image(96, 100), (7, 7), "cuda") for _ in range(2))
+    fixed, stages = FixedRun(other), set()
+    while run.steps_done < settings.num_iter:
+        step = run.steps_done
+        run.step()
+        fixed.step()
+        fixed.settle()
+        if run.stage not in stages:  # what a stage starts at, a search may have found in another order of sums
+            run.kernels, run.images = dict(other.kernels), dict(other.images)
+            run.fit.load_state_dict(copy.deepcopy(other.fit.state_dict()))
+            run.fit.z_x = other.fit.z_x
+            stages.add(run.stage)
+            continue
+        assert_same_step(run, other, step, 1e-3)
+        take_over(run, other)
+        if other.fit.steps_done > 3:
+            assert fixed.fixed.play is None or fixed.fixed.play != fixed.fixed._compute
+    assert stages == set(run.stages)
+    assert FixedStep.recordable
+    fixed.close()
 
 
 @CUDA

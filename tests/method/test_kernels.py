@@ -10,6 +10,8 @@ import torch
 from networks import SkipGenerator, triton_form, whole
 from networks.fused import HALF_RANGE
 from selfdeblur.precision import generator_type
+from selfdeblur.settings import make_settings
+from selfdeblur.solver import Z_CHANNELS
 
 if triton_form.kernels is None:
     pytest.skip("NOT TESTED: kernels for GPUs, because Triton is not installed", allow_module_level=True)
@@ -24,13 +26,13 @@ CASES = {
 }
 
 
-def gradients(size, channels, form, dtype=torch.float64, precision="float32", by=1.0):
+def gradients(size, channels, form, dtype=torch.float64, precision="float32", by=1.0, inputs=8, non_local_from=2):
     """Image of a form of the generator with fixed random parameters, and the gradient of an error by parameter."""
     torch.manual_seed(0)
-    net = SkipGenerator(8, channels=channels, non_local_from=2, plain=True)
+    net = SkipGenerator(inputs, channels=channels, non_local_from=non_local_from, plain=True)
     for parameter in net.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    z, target = torch.rand(1, 8, *size), torch.rand(1, 1, *size)
+    z, target = torch.rand(1, inputs, *size), torch.rand(1, 1, *size)
     net, z, target = (it.to(DEVICE, dtype) for it in (net, z, target))
     with generator_type(precision, z.device):
         x = net(z) if form == "plain" else form(net, z)
@@ -52,6 +54,27 @@ def error(found, exact):
 def test_the_kernels_equal_the_plain_form(name):
     x, exact = gradients(*CASES[name], "plain")
     y, found = gradients(*CASES[name], triton_form.generate)
+    assert (x - y).abs().max() < 1e-12
+    for parameter in exact:
+        assert (found[parameter] - exact[parameter]).abs().max() < 1e-11, parameter
+
+
+STAGES = [
+    (name, settings.channels, len(settings.kernel_from) if settings.guided else Z_CHANNELS)
+    for preset in ("fast", "best")
+    for name, settings in make_settings(preset).each_stage().items()
+]
+
+
+@pytest.mark.parametrize(("channels", "inputs"), sorted({stage[1:] for stage in STAGES}))
+def test_the_networks_of_stages_have_them_too(channels, inputs, monkeypatch):
+    monkeypatch.setattr(triton_form, "_works", lambda *_: True)
+    net = SkipGenerator(inputs, channels=channels, non_local_from=len(channels))
+    assert triton_form.usable(net, torch.zeros(1, inputs, 320, 320))
+    how, channels = {"inputs": inputs, "non_local_from": len(channels)}, channels[:2]
+    size = 21, 18
+    x, exact = gradients(size, channels, "plain", **how)
+    y, found = gradients(size, channels, triton_form.generate, **how)
     assert (x - y).abs().max() < 1e-12
     for parameter in exact:
         assert (found[parameter] - exact[parameter]).abs().max() < 1e-11, parameter

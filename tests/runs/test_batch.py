@@ -313,13 +313,40 @@ def test_results_of_another_precision_do_not_mix(data, tmp_path, capsys):
     assert json.loads((tmp_path / "other" / "config.json").read_text())["settings"]["precision"] == "bf16"
 
 
-def test_fixed_buffers_are_for_single_stages_on_gpus():
-    def run(device, *stages):
-        return SimpleNamespace(y=SimpleNamespace(device=torch.device(device)), stages=stages)
+def test_fixed_buffers_are_for_gpus():
+    def run(device):
+        return SimpleNamespace(y=SimpleNamespace(device=torch.device(device)))
 
-    assert graphs.on_fixed_buffers(run("cuda:1", "release"))
-    assert not graphs.on_fixed_buffers(run("cuda:1", "check", "guided"))
-    assert not graphs.on_fixed_buffers(run("cpu", "release"))
+    assert graphs.on_fixed_buffers(run("cuda:1"))
+    assert not graphs.on_fixed_buffers(run("cpu"))
+
+
+@WAYS
+def test_a_loss_that_is_no_number_at_the_end_of_a_stage(data, tmp_path, monkeypatch, fixed, capsys):
+    """It is noticed before the next stage starts at what came of it."""
+    on_fixed_buffers(monkeypatch, fixed)
+    options = ["--images", f"{NAMES[0]}*", "--preset", "fast", "--num_iter", STEPS, "--kernel_size", 5]
+    first = next(iter(make_settings("fast", num_iter=STEPS).each_stage().values())).num_iter
+    struck = []
+
+    def strike(fit):
+        if fit.settings.num_iter == first and not struck:
+            struck.append(fit)
+            spoil(fit)
+
+    assert levin(data, tmp_path / "whole", *options) == 0
+    at_step(monkeypatch, first - 1, strike)
+    assert levin(data, tmp_path, *options, "--checkpoint_every", 1) == 0
+    assert struck
+    assert f"the loss is not a number at step {first}; again from step {first - 1}" in capsys.readouterr().err
+    other = json.loads((tmp_path / f"{NAMES[0]}.json").read_text())
+    assert (other["steps"], other["restarts"], other["finished"]) == (STEPS, 1, True)
+    if not fixed:
+        return
+    # Without that, the same bytes as by the solver's steps.
+    on_fixed_buffers(monkeypatch, False)
+    assert levin(data, tmp_path / "solver", *options) == 0
+    assert contents(tmp_path / "solver", NAMES[:1]) == contents(tmp_path / "whole", NAMES[:1])
 
 
 @pytest.mark.parametrize(("options", "named"), [((), None), (("--noise_from", "cuda"), "cuda")])

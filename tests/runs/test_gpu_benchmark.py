@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ def folder(tmp_path, picture):
     """A benchmark of each kind with one image of 64 x 60."""
     for blurry, truth, name, true_name in (
         ("levin", "levin/gt", "im1_kernel3_img", "im1"),
-        ("lai/uniform_ycbcr", "lai/ground_truth", "text_01_kernel_01", "text_01"),
+        ("lai/uniform_ycbcr", "lai/ground_truth", "text_01_kernel_02", "text_01"),
     ):
         for path, stem, image in ((blurry, name, cv2.blur(picture, (3, 3))), (truth, true_name, picture)):
             (tmp_path / path).mkdir(parents=True, exist_ok=True)
@@ -44,30 +45,43 @@ def entries(folder, what):
 @pytest.mark.processes
 def test_all_parts_and_again(folder, capsys, monkeypatch):
     def forked(command, end):
+        if command[:2] == ["-m", "pytest"]:
+            return 5, "no tests ran", ""
         done = run(*command, thin=True)
         return done.returncode, done.stdout, done.stderr
 
     monkeypatch.setattr(gpu, "run", forked)
-    arguments = options(folder, "--precisions", "bf16")
-    # What Lai's part goes by; its own measurement is too slow for a test.
-    log = gpu.Log(folder / "log.jsonl")
-    log.add("step", card="cpu", size="lai", form="graph", precision="bf16", batch=1, seconds_per_step=0.1)
+    arguments = options(folder, "--precisions", "bf16", "--only", *list(gpu.PARTS)[:-1])  # the last one is as the third
     assert gpu.main(arguments) == 0
     said = capsys.readouterr()
-    steps = entries(folder, "step")[1:]
-    assert len(steps) == 2
-    assert all(e["seconds_per_step"] > 0 for e in steps)
-    assert [(e["benchmark"], e["precision"], e["finished"], e["status"]) for e in entries(folder, "run")] == [
-        ("levin", "bf16", 1, 0),
-        ("lai", "bf16", 1, 0),
+    assert [e["status"] for e in entries(folder, "tests")] == [0]
+    splits = entries(folder, "split")
+    assert [(e["preset"], e["size"]) for e in splits] == [("fast", "levin"), ("quick", "levin")]
+    for entry in splits:
+        (found,) = entry["rounds"]
+        assert found["searches"] >= 1
+        assert found["search"] > 0
+        assert found["total"] == pytest.approx(found["search"] + found["steps"] + found["end"], abs=0.01)
+    assert splits[0]["rounds"][0]["steps"] > splits[1]["rounds"][0]["steps"] == 0
+    assert len(entries(folder, "step")) == 2
+    assert all(e["seconds_per_step"] > 0 for e in entries(folder, "step"))
+    runs = [
+        ("levin", "fast", "float32", 1, 0),
+        ("lai", "release", "bf16", 1, 0),
+        ("levin", "release", "bf16", 1, 0),
     ]
+    told = ("benchmark", "preset", "precision", "finished", "status")
+    assert [tuple(e[name] for name in told) for e in entries(folder, "run")] == runs
     rows = read_csv(folder / "out" / "levin.csv", RECORD_COLUMNS)
-    assert [row["preset"] for row in rows] == ["release, bf16, GPU"]
-    assert rows[0]["source"] == "benchmarks/gpu.py, one cpu, 8 images at once, bf16"
-    assert [row["image"] for row in read_csv(folder / "out" / "lai.csv", RECORD_COLUMNS)] == ["text_01_kernel_01"]
-    assert "| cpu | levin | bf16 | 2 | 1 | 8 |" in said.out
+    assert [row["preset"] for row in rows] == ["fast, GPU", "release, bf16, GPU"]
+    assert rows[1]["source"] == "benchmarks/gpu.py, one cpu, 8 images at once, bf16"
+    rows = read_csv(folder / "out" / "lai.csv", RECORD_COLUMNS)
+    assert {row["image"] for row in rows} == {"text_01_kernel_02"}
+    assert "| cpu | levin | release | bf16 | 2 | 1 | 8 |" in said.out
+    assert "| fast | levin | first |" in said.out
     assert "ms" in said.err
-    # All is in the log: nothing is done again.
+    # All is in the log: nothing is done again, though the results are no longer there.
+    shutil.rmtree(folder / "out")
     before = (folder / "log.jsonl").read_bytes()
     assert gpu.main(arguments) == 0
     assert (folder / "log.jsonl").read_bytes() == before
@@ -75,12 +89,59 @@ def test_all_parts_and_again(folder, capsys, monkeypatch):
     assert capsys.readouterr().out.endswith(said.out)
 
 
+def test_what_got_done_before_the_time_was_up_is_scored_and_left_out_the_next_time(folder, monkeypatch, capsys):
+    """Three images, of which one is done in each go."""
+    blurry = folder / "levin" / "im1_kernel3_img.png"
+    for kernel in (1, 2):
+        (folder / "levin" / f"im1_kernel{kernel}_img.png").write_bytes(blurry.read_bytes())
+    asked, scored = [], []
+
+    def stopped(command, end):
+        if command[0].startswith("statistic"):
+            scored.append(command)
+            return 0, "scores", ""
+        todo, out = (command[command.index(name) + 1] for name in ("--data_path", "--save_path"))
+        asked.append(sorted(path.stem for path in todo.iterdir()))
+        record = {"finished": True, "seconds": 1.0, "batch": 1}
+        (out / f"{asked[-1][0]}.json").write_text(json.dumps(record))
+        (out / f"{asked[-1][-1]}_other.json").write_text(json.dumps(record))
+        return (130 if len(asked[-1]) > 1 else 0), "", "stopped by SIGTERM"
+
+    monkeypatch.setattr(gpu, "run", stopped)
+    for _ in range(4):
+        assert gpu.main(options(folder, "--only", "fast_levin")) == 0
+        shutil.rmtree(folder / "out", ignore_errors=True)  # another machine, with the log alone
+    names = [f"im1_kernel{kernel}_img" for kernel in (1, 2, 3)]
+    assert asked == [names, names[1:], names[2:]]
+    assert len(scored) == 3
+    assert [e["names"] for e in entries(folder, "scored")] == [[name] for name in names]
+    assert "1 of 3 images finished" in capsys.readouterr().err
+
+
+def test_tests_and_splits_that_fail_are_logged(folder, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "run", lambda *_: (1, "2 failed, 3 passed", "it broke\nat last"))
+    assert gpu.main(options(folder, "--only", "tests", "split")) == 0
+    assert [e["status"] for e in entries(folder, "tests")] == [1]
+    assert [e["failed"] for e in entries(folder, "split")] == ["at last"] * 2
+    assert "2 failed, 3 passed" in capsys.readouterr().err
+    # Failed tests are run again, failed times of the same commit are not.
+    assert gpu.main(options(folder, "--only", "tests", "split")) == 0
+    assert [len(entries(folder, what)) for what in ("tests", "split")] == [2, 2]
+
+
 def test_without_time_or_data_it_says_so(folder, capsys):
     assert gpu.main(options(folder, "--minutes", "0")) == 0
     said = capsys.readouterr().err
-    assert "no time left for the other steps" in said
-    assert "levin, fp16: no time left" in said
-    assert "lai: left out, because its step was not measured" in said
+    for words in (
+        "tests: no time left",
+        "no time left for the other presets",
+        "levin, fast, GPU: no time left",
+        "lai, release, fp16, GPU: no time left",
+        "levin, release, tf32, GPU: no time left",
+        "no time left for the other steps",
+        "lai, fast, GPU: no time left",
+    ):
+        assert words in said
     assert gpu.main([*options(folder, "--only", "levin"), "--levin", str(folder / "absent")]) == 0
     assert "absent: not there, so left out" in capsys.readouterr().err
 

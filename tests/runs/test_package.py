@@ -34,7 +34,7 @@ def declared():
 def extras():
     """Names of packages that the extras bring."""
     text = re.search(r"^\[project\.optional-dependencies\]\n(.*?)^\[", PYPROJECT, re.M | re.S)[1]
-    return requirements(name for listed in re.findall(r"= (\[.*?\])", text, re.S) for name in ast.literal_eval(listed))
+    return requirements(name for listed in re.findall(r"= (\[.*\])$", text, re.M) for name in ast.literal_eval(listed))
 
 
 def test_every_package_that_is_imported_is_declared():
