@@ -202,6 +202,18 @@ def test_pages_of_a_tiff_until_a_stop(monkeypatch, tmp_path):
 # In Chromium
 
 
+def children_of(*parents):
+    """Processes that live, of these parents."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    return [int(pid) for pid, parent, state in rows if int(parent) in parents and "Z" not in state]
+
+
+def lives(pid):
+    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(said.strip()) and "Z" not in said
+
+
 class Server:
     """The page of a server of its own, at an address of this machine."""
 
@@ -233,10 +245,7 @@ class Server:
 
     def workers(self):
         """Processes that read or deblur a picture: children of the child that the server starts them from."""
-        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(None, 2) for line in listed.splitlines()]
-        parents = {pid for pid, parent, args in rows if parent == str(self.process.pid) and "forkserver" in args}
-        return [int(pid) for pid, parent, _ in rows if parent in parents]
+        return children_of(*children_of(self.process.pid))
 
     def end(self):
         self.process.send_signal(signal.SIGINT)
@@ -258,9 +267,11 @@ def server(tmp_path_factory, browser):
     playwright.expect.set_options(timeout=120_000)
     server = Server(tmp_path_factory.mktemp("server"), "--max_megapixels", str(MEGAPIXELS), "--queue", "1")
     yield server
+    helpers = children_of(server.process.pid)
+    assert helpers
     assert server.end() == (0, "")
     assert list(server.folder.glob("selfdeblur*")) == []
-    assert server.workers() == []
+    wait_until(lambda: not any(map(lives, helpers)))
     addresses = server.log.read_text() if server.log.exists() else ""
     assert [line for line in addresses.splitlines() if "127.0.0.1" not in line and "localhost" not in line] == []
 
@@ -289,8 +300,7 @@ def visit(browser, server):
     assert errors == []
     assert len(requests) > 10
     assert all(url.startswith((server.address + "/", "data:", "blob:")) for url in requests)
-    wait_until(lambda: not server.pages() and not server.uploads())
-    assert server.workers() == []
+    wait_until(lambda: not server.pages() and not server.uploads() and not server.workers())
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +414,7 @@ def test_a_stop_before_there_is_a_result_ends_the_process(visit, files, server):
     assert len(server.workers()) == 1
     page.locator("#stop").click()
     playwright.expect(state(page)).to_contain_text("Stopped; there is no result.")
-    assert server.workers() == []
+    wait_until(lambda: server.workers() == [])
     playwright.expect(page.locator("#go")).to_be_enabled()
     playwright.expect(page.locator("#slider")).to_be_hidden()
 
