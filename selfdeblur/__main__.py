@@ -39,6 +39,12 @@ def _table():
     return tables
 
 
+def _serve():
+    from selfdeblur.web import serve
+
+    return serve
+
+
 # What each command does, and what gives its module: loaded only when the command is chosen, which takes seconds.
 COMMANDS = {
     "fetch": (_fetch, "get a benchmark and check its files"),
@@ -46,6 +52,7 @@ COMMANDS = {
     "report": (_report, "show a folder of results as one HTML page"),
     "status": (_status, "tell what is done, running and failed in a folder of results"),
     "table": (_table, "print the tables of scores of the README"),
+    "serve": (_serve, "show a page in the browser that takes the blur out of a picture"),
 }
 
 

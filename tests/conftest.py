@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import shutil
 import signal
 import warnings
 
@@ -19,6 +20,18 @@ import pytest
 from common import ROOT, SHARED
 from skimage import data, util
 from thin import make_searches_short, make_thin
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--headless",
+]
 
 torch.set_num_threads(1)
 # A job in the background of a shell is started with SIGINT ignored, which some tests send.
@@ -63,6 +76,23 @@ def thin(monkeypatch):
 def short_search(monkeypatch):
     """Searches for a kernel from one start, in this process."""
     make_searches_short(monkeypatch.setattr)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, driven by Playwright."""
+    if CHROMIUM is None:
+        message = "NOT TESTED: pages in a browser, because chromium is absent (apt-get install chromium)"
+        if os.environ.get("SELFDEBLUR_REQUIRE_CHROMIUM"):
+            pytest.fail(message)
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    from playwright import sync_api as playwright
+
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

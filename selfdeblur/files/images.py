@@ -220,6 +220,15 @@ def list_files(folder, recursive=False):
     return sorted(found)
 
 
+def reduced(array, side):
+    """An image (H, W) or (H, W, 3) whose longer side is at most ``side`` pixels, by means of areas; for looking at."""
+    factor = side / max(array.shape[:2])
+    if factor >= 1:
+        return array
+    size = [max(1, round(n * factor)) for n in array.shape[1::-1]]
+    return cv2.resize(array, size, interpolation=cv2.INTER_AREA)
+
+
 def find_images(folder, pattern="*"):
     """List the image files of ``folder`` whose name, with or without suffix, matches ``pattern``.
 

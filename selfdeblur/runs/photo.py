@@ -35,9 +35,9 @@ STANDARD = "-"
 RESULT, KERNEL = "_deblurred", "_kernel"
 # What a reason, see `selfdeblur.classical.quality.assess`, calls for.
 ADVICE = (
-    ("touches its border", "--kernel_size with a larger number may help"),
-    ("next to a single point", "if it is blurred, --kernel_size with about the length of the blur in pixels may help"),
-    ("spread over", "--kernel_size with a smaller number may help"),
+    ("touches its border", "a larger --kernel_size may help"),
+    ("next to a single point", "if it is blurred, a --kernel_size of about the length of the blur in pixels may help"),
+    ("spread over", "a smaller --kernel_size may help"),
     ("rings", "--preset best or another --kernel_size may help; blur that varies over the picture is not taken out"),
     ("do not explain", "blur that varies over the picture and moving objects are not taken out; a part of it may work"),
     ("disagree", "--preset best or another --kernel_size may help"),
@@ -264,13 +264,8 @@ class _Photos:
             status = self._restore(job, line)
         except OutputError:
             raise
-        except UserError as error:
-            text = str(error)
-            line["error"] = text if str(job.source) in text else f"{_name(job)}: {text}"
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            line["error"] = f"{_name(job)}: the memory does not suffice; try --preset {QUICK}, or --device cpu"
+        except (UserError, RuntimeError, MemoryError) as error:
+            line["error"] = failure(error, _name(job))
         if "error" in line:
             print(f"error: {line['error']}", file=sys.stderr)
             status = FAILED
@@ -300,7 +295,7 @@ class _Photos:
         return self._finish(job, picture, results, line, stopped)
 
     def _page(self, job, picture, number, before):
-        options, alpha = dict(self.options), picture.alphas[number]
+        options = dict(self.options)
         if self.args.kernel_from == "first" and before and before[0].kernel is not None:
             options |= {"kernel": before[0].kernel, "kernel_size": None}
         if self.args.time_limit:
@@ -309,22 +304,16 @@ class _Photos:
         title = _name(job) + (f" page {number + 1}" if len(picture.pages) > 1 else "")
         hidden = self.args.quiet or self.args.no_progress or not sys.stderr.isatty()
         with _Progress(title, hidden) as progress:
-            return restore(
-                picture.unit(number),
-                opaque=None if alpha is None else alpha > 0,
-                callback=None if hidden else progress,
-                **options,
-            )
+            return restore_page(picture, number, callback=None if hidden else progress, **options)
 
     def _finish(self, job, picture, results, line, stopped):
         args = self.args
         if len(results) < len(picture.pages):
             picture.notes.append(f"{len(picture.pages) - len(results)} pages are as they were")
-        improved = all(result.improved for result in results)
         line |= _facts(results[0]) if len(results) == 1 else {"pages": [_facts(result) for result in results]}
-        line["reasons"] = list(dict.fromkeys(reason for result in results for reason in result.quality["reasons"]))
-        line["status"] = "improved" if improved else "unchanged" if _unchanged(results) else "doubtful"
-        notes = picture.notes + list(dict.fromkeys(note for result in results for note in result.notes))
+        line["status"], line["reasons"], notes = verdict(results)
+        improved = line["status"] == "improved"
+        notes = picture.notes + notes
         if improved or not args.strict:
             notes += self._write(job, picture, results, line)
         line["notes"] = notes
@@ -334,7 +323,7 @@ class _Photos:
         where = line["output"] or "not written"
         self._say(f"{_name(job)} -> {where}: {', '.join(facts)}")
         if not improved:
-            print(f"{_name(job)}: no reliable improvement. {_sentence(line['reasons'])}", file=sys.stderr)
+            print(f"{_name(job)}: no reliable improvement. {sentence(line['reasons'])}", file=sys.stderr)
         if self.report:
             self.report.add(job, picture, results, args.preset)
         if stopped:
@@ -344,17 +333,8 @@ class _Photos:
 
     def _write(self, job, picture, results, line):
         suffix = "" if job.output == STANDARD else job.output.suffix.lower()
-        same = not suffix or FORMATS.get(suffix) == picture.format
-        notes = []
-        if _unchanged(results) and same and len(results) == len(picture.pages) and self.args.pages == "each":
-            content = picture.content
-        else:
-            pages = list(picture.pages)
-            for number, result in enumerate(results):
-                if not result.unchanged:
-                    pages[number] = picture.in_units(result.image, number)
-            name = "standard output" if job.output == STANDARD else str(job.output)
-            content, notes = encode_picture(picture, pages, suffix=suffix, name=name)
+        name = "standard output" if job.output == STANDARD else str(job.output)
+        content, notes = encode_results(picture, results, suffix=suffix, name=name, whole=self.args.pages == "each")
         if job.output == STANDARD:
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
@@ -415,6 +395,45 @@ def _name(job):
     return "standard input" if job.source == STANDARD else str(job.source)
 
 
+def restore_page(picture, number, **options):
+    """`restore` of one page of a `Picture`."""
+    alpha = picture.alphas[number]
+    return restore(picture.unit(number), opaque=None if alpha is None else alpha > 0, **options)
+
+
+def encode_results(picture, results, *, suffix="", name="the picture", whole=True):
+    """The content of a file with the results of the first pages in their places, and notes, see `encode_picture`.
+
+    Where no page was changed, that is the file that was read; ``whole`` says that all pages of it were.
+    """
+    same = not suffix or FORMATS.get(suffix) == picture.format
+    if _unchanged(results) and same and whole and len(results) == len(picture.pages):
+        return picture.content, []
+    pages = list(picture.pages)
+    for number, result in enumerate(results):
+        if not result.unchanged:
+            pages[number] = picture.in_units(result.image, number)
+    return encode_picture(picture, pages, suffix=suffix, name=name)
+
+
+def verdict(results):
+    """Of the results of a picture's pages "improved", "unchanged" or "doubtful"; the reasons for doubt; the notes."""
+    improved = all(result.improved for result in results)
+    status = "improved" if improved else "unchanged" if _unchanged(results) else "doubtful"
+    reasons = list(dict.fromkeys(reason for result in results for reason in result.quality["reasons"]))
+    return status, reasons, list(dict.fromkeys(note for result in results for note in result.notes))
+
+
+def failure(error, name):
+    """The line that says why a picture of this name has no result; what is a fault of the program is raised again."""
+    if isinstance(error, UserError):
+        text = str(error)
+        return text if name in text else f"{name}: {text}"
+    if out_of_memory(error):
+        return f"{name}: the memory does not suffice; try --preset {QUICK}, or --device cpu"
+    raise error
+
+
 def _unchanged(results):
     return all(result.unchanged for result in results)
 
@@ -430,8 +449,10 @@ def _facts(result):
     }
 
 
-def _sentence(reasons):
-    advice = list(dict.fromkeys(text for reason in reasons for word, text in ADVICE if word in reason))
+def sentence(reasons, options=True):
+    """The reasons for doubt and what to do about them; without ``options`` no option for what a reason says itself."""
+    advised = [reason for reason in reasons if options or "try" not in reason]
+    advice = list(dict.fromkeys(text for reason in advised for word, text in ADVICE if word in reason))
     return ". ".join(text[0].upper() + text[1:] for text in ["; ".join(reasons), *advice[:2]])
 
 

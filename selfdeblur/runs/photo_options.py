@@ -26,8 +26,8 @@ def parser():
         "photo.jpg becomes photo_deblurred.jpg, of the same kind, with the kernel as photo_kernel.png beside it.",
         epilog=f"Presets. {presets}. Exit status. 0: all improved; 1: some failed; 2: called wrongly; 3: no reliable "
         "improvement of some, which are written all the same unless --strict is given; 130: interrupted. "
-        "The commands fetch, sample, report, status and table have a --help of their own; a file of such a name is "
-        "./fetch.",
+        "The commands fetch, sample, report, status, table and serve (a page in the browser) "
+        "have a --help of their own; a file of such a name is ./fetch.",
     )
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO", help="files, folders, or - for standard input; or IN OUT")

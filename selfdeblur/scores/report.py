@@ -21,7 +21,7 @@ import numpy as np
 
 from selfdeblur.errors import UserError
 from selfdeblur.files.atomic import write_text
-from selfdeblur.files.images import SUFFIXES, read_image
+from selfdeblur.files.images import SUFFIXES, read_image, reduced
 from selfdeblur.files.names import CHECKPOINT, CONFIG, FAILURES, HISTORY, RECORD, natural
 from selfdeblur.files.records import file_hash
 from selfdeblur.scores import metrics, scoring
@@ -251,7 +251,7 @@ class _Page:
         truth = _read(_find(self.ground_truth, row["truth"]))
         for key, array in (("blurry", blurry), ("deblurred", deblurred)):
             if array is not None:
-                pictures[f"thumb_{key}"] = self._keep(_reduced(array, THUMBNAIL), ".jpg")
+                pictures[f"thumb_{key}"] = self._keep(reduced(array, THUMBNAIL), ".jpg")
         if deblurred is None:
             return
         size = deblurred.shape[:2]
@@ -268,7 +268,7 @@ class _Page:
             cut = metrics.BORDER
             error = np.abs(read_image(aligned) - target[cut:-cut, cut:-cut])
             if shown["reduced"]:
-                error = _reduced(error, min(ERROR_SIDE, self.max_side))
+                error = reduced(error, min(ERROR_SIDE, self.max_side))
             pictures["error"] = self._keep(_heat(error / self.error_scale), ".jpg" if shown["reduced"] else ".png")
 
         kernel = _read(_find(self.folder, f"{name}_k"))
@@ -302,7 +302,7 @@ class _Page:
     def _keep_large(self, array):
         """Keep a picture without loss, or reduced, and then as JPEG: it is not exact any more anyway."""
         if self.max_side and max(array.shape[:2]) > self.max_side:
-            return self._keep(_reduced(array, self.max_side), ".jpg")
+            return self._keep(reduced(array, self.max_side), ".jpg")
         return self._keep(array, ".png")
 
     def _keep(self, array, suffix):
@@ -643,14 +643,6 @@ def _read(path):
 def _grey(array):
     """Y over the full range, for looking at; scores have their own."""
     return array @ np.array([0.299, 0.587, 0.114]) if array.ndim == 3 else array
-
-
-def _reduced(array, side):
-    factor = side / max(array.shape[:2])
-    if factor >= 1:
-        return array
-    size = [max(1, round(n * factor)) for n in array.shape[1::-1]]
-    return cv2.resize(array, size, interpolation=cv2.INTER_AREA)
 
 
 def _encoded(array, suffix):

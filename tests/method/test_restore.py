@@ -285,6 +285,27 @@ def test_the_callback_sees_every_step_and_may_end_the_fit(monkeypatch, colour):
         assert stopped.image.shape == y.shape
 
 
+def test_what_is_fitted_can_be_looked_at_without_changing_it(monkeypatch, colour):
+    thin_fast(monkeypatch)
+    y = luminance(colour[0])
+    seen = []
+
+    def look(told):
+        if told["loss"] is not None:
+            seen.append(told["so_far"]())
+
+    result = deblurred(y, kernel_size=9, preset="fast", device="cpu", callback=look)
+    assert len(seen) == 4
+    for image, kernel in seen:
+        assert (image.shape, kernel.shape) == (y.shape, (9, 9))
+        assert image.min() >= 0
+        assert image.max() <= 1
+        assert kernel.sum() == pytest.approx(1, abs=1e-4)
+    assert not np.array_equal(seen[0][0], seen[-1][0])
+    unseen = deblurred(y, kernel_size=9, preset="fast", device="cpu")
+    assert np.array_equal(result.image, unseen.image)
+
+
 def test_time_limit_and_interrupt_hand_back_the_best_so_far(monkeypatch, colour):
     thin_fast(monkeypatch)
     y = luminance(colour[0])

@@ -31,16 +31,18 @@ def declared():
     return requirements(ast.literal_eval(re.search(r"^dependencies = (\[.*?\])", PYPROJECT, re.M | re.S)[1]))
 
 
-def optional():
-    """Packages that an extra of the package brings."""
-    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", PYPROJECT, re.M | re.S)[1]
-    return requirements(re.findall(r'"([^"]+)"', extras))
+def extras():
+    """Names of packages that the extras bring."""
+    text = re.search(r"^\[project\.optional-dependencies\]\n(.*?)^\[", PYPROJECT, re.M | re.S)[1]
+    return requirements(name for listed in re.findall(r"= (\[.*\])$", text, re.M) for name in ast.literal_eval(listed))
 
 
 def test_every_package_that_is_imported_is_declared():
     imported = set().union(*(set(targets) for targets in imports().values())) - set(table())
     imported.remove("triton")  # PyTorch for GPUs brings it, and without it another form does the same
-    assert {PACKAGES.get(name, name).lower() for name in imported} <= declared() | optional()
+    imported -= {"fastapi", "starlette", "uvicorn"}  # Gradio brings them
+    assert {PACKAGES.get(name, name).lower() for name in imported} <= declared() | extras()
+    assert not declared() & extras()
     assert requirements((ROOT / "requirements.txt").read_text().splitlines()) == declared()
 
 
@@ -139,7 +141,7 @@ def test_what_the_wheel_requires_is_here(installed):
     (built,) = installed.glob("selfdeblur-*.whl")
     (found,) = metadata.distributions(path=[str(built)])
     assert requirements(line for line in found.requires if "extra ==" not in line) == declared()
-    assert requirements(line for line in found.requires if "extra ==" in line) == optional()
+    assert requirements(line for line in found.requires if "extra ==" in line) == extras()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", installed / "env" / "bin" / "python"]
     checked = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False)
     assert not [line for line in checked.stdout.splitlines() if line.startswith("selfdeblur ")]

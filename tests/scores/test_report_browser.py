@@ -1,9 +1,5 @@
 """The page of ``python -m selfdeblur report`` in a real browser: Debian's chromium, driven by Playwright."""
 
-import os
-import shutil
-import warnings
-
 import numpy as np
 import pytest
 from playwright import sync_api as playwright
@@ -12,32 +8,7 @@ from test_report import SETTINGS, change_record, kernel_of, make_results, write_
 from selfdeblur.files.images import write_image
 from selfdeblur.scores import report
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--headless",
-]
 EVIL = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        message = "NOT TESTED: the report in a browser, because chromium is absent (apt-get install chromium)"
-        if os.environ.get("SELFDEBLUR_REQUIRE_CHROMIUM"):
-            pytest.fail(message)
-        warnings.warn(message, stacklevel=1)
-        pytest.skip(message)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
