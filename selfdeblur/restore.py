@@ -17,9 +17,11 @@ from selfdeblur.api import SMALLEST, choose_device, start, take_steps
 from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.classical import quality as judge
 from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
-from selfdeblur.classical.judge import extent, judged_window, noise_level
+from selfdeblur.classical.judge import JUDGED_SIDE, busiest_window, extent, judged_window, noise_level
 from selfdeblur.classical.search import SEARCHES, estimate_kernel
-from selfdeblur.classical.size import estimate_size
+from selfdeblur.classical.sharp import is_sharp
+from selfdeblur.classical.size import estimate_kernel_of_any_size, estimate_size
+from selfdeblur.classical.varying import MOST_VARIATION, variation
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.forward import centre
@@ -113,13 +115,13 @@ def restore(
     device : str or torch.device, optional
         By default CUDA where there is one, else the CPU.
     time_limit : float, optional
-        Seconds after which the fit ends with the best so far. The search for the kernel is not cut short.
+        Seconds after which search or fit end with the best so far; a scale of a search is brought to its end.
     callback : callable, optional
-        Called once a step with a dict: ``stage``, ``step``, ``steps``, ``loss`` (None where there is none),
-        ``seconds`` and ``left``, the seconds that the steps left may take. While networks are fitted there is also
-        ``so_far``, a function that gives the image of what is fitted, the picture or a part of it, and the kernel
-        (h, w), both float32 within 0 to 1; it takes a third of the time of a step. Where the callback returns True,
-        the fit ends with the best so far.
+        Called once a step, and once a scale of a search, with a dict: ``stage``, ``step``, ``steps``, ``loss`` (None
+        where there is none), ``seconds`` and ``left``, the seconds that the steps left may take. While networks are
+        fitted there is also ``so_far``, a function that gives the image of what is fitted, the picture or a part of
+        it, and the kernel (h, w), both float32 within 0 to 1; it takes a third of the time of a step. Where the
+        callback returns True, the search or the fit ends with the best so far.
     seed : int
         Of the networks, their inputs and the noise of the steps, at least 0.
     opaque : ndarray of bool (H, W), optional
@@ -160,12 +162,14 @@ def restore(
             raise UserError(f"kernel_size: {kernel_size} differs from the size of the kernel, {kernel.shape}")
         size = kernel.shape
     else:
-        size = check_kernel_size(kernel_size) if kernel_size is not None else _size(inner)
-    _check_room(inner.shape, size)
+        size = None if kernel_size is None else check_kernel_size(kernel_size)
+    _check_room(inner.shape, size or (3, 3))
+    inner = torch.from_numpy(np.ascontiguousarray(inner))
+    if size is None and is_sharp(inner[busiest_window(inner, JUDGED_SIDE)]):
+        reason = "the edges of the picture are sharp already; name a kernel size to take out a blur all the same"
+        return _unchanged(array, y, begun, noise, reason, notes)
     device = choose_device(device)
-    task = _Task(
-        torch.from_numpy(np.ascontiguousarray(inner)).to(device), size, noise, preset, begun, time_limit, callback, seed
-    )
+    task = _Task(inner.to(device), size, noise, preset, begun, time_limit, callback, seed)
     x, k, quality = task.solve(None if kernel is None else torch.from_numpy(kernel).to(device), side)
     radius = float(extent(k)) * max(k.shape)
     if kernel is None and k.numel() > 1 and radius < POINT_RADIUS:
@@ -204,9 +208,8 @@ def _so_far(run):
     return centre(x, k.shape).clamp(0, 1).cpu().numpy(), k.cpu().numpy()
 
 
-def _size(y):
-    """The size of a kernel that nothing is known of, for a luminance y (H, W)."""
-    return estimate_size(torch.from_numpy(np.ascontiguousarray(y)))
+def _doubted(quality, reason):
+    return {**quality, "doubtful": True, "reasons": [*quality["reasons"], reason]}
 
 
 def _check_room(shape, size):
@@ -225,11 +228,13 @@ class _Task:
         self.noise_given = noise is not None
         self.time_limit, self.callback, self.seed = time_limit, callback, seed
         self.stopped, self.notes = "", []
+        # The best kernel so far of a search that is under way.
+        self.found = None
 
     def solve(self, kernel, side):
         """Image (H, W), kernel (h, w) and quality."""
         y, whole = self.y, self.y.numel() <= WHOLE
-        part = (slice(None), slice(None)) if whole else judged_window(y, self.size)
+        part = (slice(None), slice(None)) if whole else judged_window(y, self.size or (1, 1))
         seen = y[part]
         if not whole:
             self.notes.append(
@@ -237,11 +242,11 @@ class _Task:
                 "deconvolved with it in tiles"
             )
         image = quality = None
+        searched = kernel is None
         if kernel is None and self.preset != QUICK:
             image, kernel, quality = self._fit(seen)
         elif kernel is None:
-            self._tell("kernel", 0, 1)
-            kernel = estimate_kernel(seen, self.size, searches=QUICK_SEARCHES).to(y)
+            kernel = self._search(seen).to(y)
         elif self.preset in ("release", "paper", "nonblind") and whole:
             image, kernel, quality = self._fit(seen, kernel)
         if image is None or not whole:
@@ -251,8 +256,33 @@ class _Task:
             padded = torch.nn.functional.pad(image[part][None, None], self._border(kernel), mode="replicate")[0, 0]
             quality = judge.assess(seen, padded.clamp(0, 1), kernel)
         if self.stopped:
-            quality = {**quality, "doubtful": True, "reasons": [*quality["reasons"], f"ended early: {self.stopped}"]}
+            quality = _doubted(quality, f"ended early: {self.stopped}")
+        elif searched and (varies := variation(seen, kernel)) is not None:
+            quality = {**quality, "variation": round(varies, 5)}
+            if varies > MOST_VARIATION:
+                quality = _doubted(quality, "the blur differs over the picture: take a part of it")
         return image, kernel, quality
+
+    def _search(self, y):
+        """The kernel of y (H, W) by a search alone, ended early where that is wanted."""
+        try:
+            if self.size is None:
+                return estimate_kernel_of_any_size(y, self._searching)
+            return estimate_kernel(y, self.size, searches=QUICK_SEARCHES, progress=self._searching)
+        except KeyboardInterrupt:
+            if self.found is None:
+                raise
+            self.stopped = "interrupted"
+            return self.found
+
+    def _searching(self, done, of, kernel):
+        """Told of each scale of a search, and of each search for a size: whether it is to end."""
+        if self._tell("size" if kernel is None else "kernel", done, of) is True:
+            self.stopped = "callback"
+        elif self.time_limit is not None and time.monotonic() - self.begun > self.time_limit and done < of:
+            self.stopped = "time limit"
+        self.found = self.found if kernel is None else kernel
+        return bool(self.stopped)
 
     @staticmethod
     def _border(kernel):
@@ -271,19 +301,24 @@ class _Task:
     def _fit(self, y, kernel=None):
         """Image or None, kernel and quality of a fit of networks to y (H, W), ended early where that is wanted."""
         preset = "nonblind" if kernel is not None else self.preset
+        if self.size is None:
+            self.size = estimate_size(y, self._searching)
         changes = {"noise_from": y.device.type}
         if self.noise_given and preset in ("release", "paper"):
             changes["tv_weight"] = TV_WEIGHT_OF_NOISE * self.noise
         settings = make_settings(preset, seed=self.seed, **changes)
         known = None if kernel is None else kernel.cpu().numpy()
         run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)
+        run.search_progress = self._searching
         wanted = self.callback is not None or self.time_limit is not None
         try:
             take_steps(run, (lambda told: self._after_step(told, run)) if wanted else None)
         except KeyboardInterrupt:
-            if not run.steps_done:
+            if not run.steps_done and self.found is None:
                 raise
             self.stopped = "interrupted"
+        if self.stopped and not run.steps_done:
+            return None, self.found, None
         if self.stopped and (run.stage != list(run.stages)[-1] or run.settings.concluded_from):
             # A fit of some steps has no image yet; the kernel that it started at is the best so far.
             found = run.kernels.get("estimate")
@@ -302,7 +337,8 @@ class _Task:
     def _tell(self, stage, step, steps):
         if self.callback:
             told = {"stage": stage, "step": step, "steps": steps, "loss": None}
-            self.callback({**told, "seconds": time.monotonic() - self.begun, "left": None})
+            return self.callback({**told, "seconds": time.monotonic() - self.begun, "left": None})
+        return None
 
     def colours(self, blurry, y, kernel, colour, side):
         """Image (H, W, 3) of luminance y (H, W), its chroma that of the blurry one, deconvolved for "rgb".

@@ -81,7 +81,11 @@ class Run:
         `selfdeblur.classical.quality.disagreement` of the two kernels that a vote left.
     vote : str or None
         What decided that vote, see `selfdeblur.vote`.
+    search_progress : callable or None
+        Told of each scale of a kernel search, see `selfdeblur.classical.estimate_kernel`; it may end the search.
     """
+
+    search_progress = None
 
     def __init__(self, y, kernel_size, settings, *, kernel=None, plain=False):
         self.y, self.kernel_size, self.settings = y, kernel_size, settings
@@ -284,7 +288,7 @@ class Run:
         self.disagreement, self.vote = disagreement, decided_by
 
     def _search(self, **how):
-        return estimate_kernel(self.y[0, 0], self.kernel_size, **how).to(self.y)
+        return estimate_kernel(self.y[0, 0], self.kernel_size, progress=self.search_progress, **how).to(self.y)
 
     def _new_fit(self, name, starts, guides=None):
         """The fit of a stage at its first step; G_k starts at the mean of ``starts`` (n, h, w) if there are any.

@@ -88,6 +88,12 @@ def centred(kernels):
     return moved / moved.sum((-2, -1), keepdim=True)
 
 
+def framed(kernel, size):
+    """A kernel, tensor (h, w), in the middle of a larger frame of odd size (h, w)."""
+    rows, columns = ((n - m) // 2 for n, m in zip(size, kernel.shape, strict=True))
+    return torch.nn.functional.pad(kernel, (columns, columns, rows, rows))
+
+
 def _moved(inside):
     """Where what comes to each place is, (..., n), if the box from the first True to the last comes to the middle."""
     n = inside.shape[-1]

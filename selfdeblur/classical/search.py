@@ -12,7 +12,7 @@ Everything is greyscale; every kernel is meant in the correlation sense of
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,10 +35,13 @@ COARSEST_IMAGE, COARSEST_KERNEL = 30, 5
 # power below 1 lifts them.
 POWERS = (1.0, 0.9, 0.75, 0.6)
 
+# Weights of the search where a variant has no others.
+GRADIENT_WEIGHT, KERNEL_WEIGHT = 4e-3, 0.15
+
 # What the search weighs and how heavily, see `coarse_to_fine_kernels`. No single variant suits all images: a heavier
 # weight finds what another misses; the last two find the kernels of text.
 VARIANTS = (
-    {"kernel_weight": 0.15},
+    {},
     {"kernel_weight": 0.45},
     {"gradient_weight": 1e-2},
     {"gradient_weight": 1e-2, "near_background": True},
@@ -102,6 +105,7 @@ def estimate_kernel(
     searches: Sequence[tuple[int, int]] = SEARCHES,
     starts: int = STARTS,
     powers: Sequence[float] = POWERS,
+    progress: Callable[[int, int, torch.Tensor], object] | None = None,
 ) -> torch.Tensor:
     """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
@@ -120,6 +124,8 @@ def estimate_kernel(
     powers : sequence of float
         Of the best kernel, after `refine_kernel` on all of y unless that has much noise, raised to each of these
         powers, that of least `free_energy` is returned.
+    progress : callable, optional
+        As in `coarse_to_fine_kernels`. Where it ends the search, the best kernel so far is returned as it is.
 
     Returns
     -------
@@ -128,8 +134,17 @@ def estimate_kernel(
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     part = y[judged_window(y, kernel_size)]
-    found = coarse_to_fine_kernels(part, kernel_size, variants, searches=searches, starts=starts)
+    ended = False
+
+    def told(*news):
+        nonlocal ended
+        ended = bool(progress and progress(*news))
+        return ended
+
+    found = coarse_to_fine_kernels(part, kernel_size, variants, searches=searches, starts=starts, progress=told)
     kernel = found[0][1]
+    if ended:
+        return kernel
     if noise_level(y) <= MOST_NOISE_REFINED:
         kernel = refine_kernel(y, kernel)
     lifted = torch.stack([kernel**power for power in powers])
@@ -138,7 +153,15 @@ def estimate_kernel(
 
 
 def coarse_to_fine_kernels(
-    y, kernel_size, variants=VARIANTS, *, searches=SEARCHES, starts=STARTS, kept=KERNELS_AT_FULL_SCALE, steps=5
+    y,
+    kernel_size,
+    variants=VARIANTS,
+    *,
+    searches=SEARCHES,
+    starts=STARTS,
+    kept=KERNELS_AT_FULL_SCALE,
+    steps=5,
+    progress=None,
 ):
     """Search for the kernel from a coarse to the full scale with the L0 gradient prior.
 
@@ -173,6 +196,9 @@ def coarse_to_fine_kernels(
         before they are joined, of all from then on. Those of one variant differ.
     steps : int
         Steps (one image, one kernel) at each scale.
+    progress : callable, optional
+        Called after each scale with how many are done, how many there are, and the best kernel so far, in full size.
+        Where it returns True, the search ends there.
 
     Returns
     -------
@@ -195,11 +221,12 @@ def coarse_to_fine_kernels(
     energy = (y_gradients if away is None else y_gradients * of_gradients(away)).square().sum()
     sizes = _sizes(y.shape, kernel_size)
     contrast = min(float(quantile(y_gradients.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
-    gradient_weights = [contrast * variant.get("gradient_weight", 4e-3) for variant in variants]
+    gradient_weights = [contrast * variant.get("gradient_weight", GRADIENT_WEIGHT) for variant in variants]
     joined = min(JOINED_SCALES, len(sizes)) - 1
     seeds = {_first_level(sizes, coarsest, joined): seed for coarsest, seed in reversed(searches)}
     pools = []  # of each search: the kernels (n, h, w) of each variant by its number
-    for level in reversed(range(max(seeds) + 1)):
+    levels = max(seeds) + 1
+    for level in reversed(range(levels)):
         size, k_size = sizes[level]
         beyond = max(level - LARGE_KERNEL_SCALE, 0)
         if level in seeds:
@@ -213,7 +240,7 @@ def coarse_to_fine_kernels(
         for entries, pool in zip(found, pools, strict=True):
             for number, kernels in pool.items():
                 variant = variants[number]
-                weight = variant.get("kernel_weight", 0.15) * energy
+                weight = variant.get("kernel_weight", KERNEL_WEIGHT) * energy
                 falling = [_weight_after(gradient_weights[number], step) for step in range(done, done + steps)]
                 tasks.append(_Task(entries, number, kernels, falling, weight, variant.get("near_background", False)))
         for task, scores, kernels in scale.fit(tasks):
@@ -223,7 +250,21 @@ def coarse_to_fine_kernels(
         count = round(kept * KERNELS_GROWTH ** (level - 1 + beyond))
         bests = [_distinct(sorted(entries, key=_first), count) for entries in found]
         pools = [{n: torch.stack([kernel for _, m, kernel in best if m == n]) for _, n, _ in best} for best in bests]
+        if progress and progress(levels - level, levels, _enlarged(bests, sizes[0][1])[0][1]):
+            return _enlarged(bests, sizes[0][1])
     return [(score, centred(kernel)) for score, _, kernel in bests[0]]
+
+
+def refitted(y, kernel, *, steps=5):
+    """The kernel that the finest scale of a search comes to from a kernel (h, w), for a blurry image y (H, W)."""
+    away = away_from_lights(y)
+    y_gradients = gradients(y)
+    energy = (y_gradients if away is None else y_gradients * of_gradients(away)).square().sum()
+    contrast = min(float(quantile(y_gradients.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
+    done = steps * (len(_sizes(y.shape, kernel.shape)) - 1)
+    weights = [_weight_after(contrast * GRADIENT_WEIGHT, step) for step in range(done, done + steps)]
+    scale = _SearchScale(y, tuple(kernel.shape), background_level(y), 0, away)
+    return centred(scale.fitted(_Task([], 0, kernel[None], weights, KERNEL_WEIGHT * energy, False))[0])
 
 
 class _SearchScale:
@@ -243,7 +284,7 @@ class _SearchScale:
         """What becomes of the kernels of each `_Task`: the task, their badness, and the kernels (n, h, w)."""
         if not self.together:
             for task in tasks:
-                kernels = self._fitted(task)
+                kernels = self.fitted(task)
                 yield task, self._scores(kernels), kernels
             return
         tasks = sorted(tasks, key=lambda task: task.near_background)
@@ -258,7 +299,7 @@ class _SearchScale:
         effort = {"rounds": self.effort.rounds, "steps": self.effort.steps}
         return [score for some in kernels.split(self.at_a_time) for score in badness(self.judged, some, **effort)]
 
-    def _fitted(self, task):
+    def fitted(self, task):
         """The kernels of a task after one step for each gradient weight."""
         fitted = []
         for some in _enlarge(task.kernels, self.kernel_size).split(self.at_a_time):
@@ -385,6 +426,13 @@ def _starts(size, count, rng):
 
 def _shrink(image, size):
     return F.interpolate(image[None, None], size=size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
+
+
+def _enlarged(bests, size):
+    """The kernels of all searches at one scale, best first, in full size, as `coarse_to_fine_kernels` returns them."""
+    ordered = sorted((entry for best in bests for entry in best), key=_first)
+    kernels = _enlarge(torch.stack([kernel for _, _, kernel in ordered]), size)
+    return [(score, kernel / kernel.sum()) for (score, _, _), kernel in zip(ordered, kernels, strict=True)]
 
 
 def _enlarge(kernels, size):

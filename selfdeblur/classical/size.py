@@ -1,73 +1,136 @@
-"""The size of a kernel that nothing is known of, from a search at half the scale.
+"""Sizes for a kernel that nothing is known of, from searches in frames of several sizes at half the scale.
 
-A search from coarse to fine finds the shape of a kernel, and with it its
-length, in a frame that is far too large; what the frame costs is detail, which
-half the scale does not have. So a short search with a large frame at half the
-scale tells the size for the search in earnest.
+In a frame that is too small a kernel is cut off, and explains the blurry image
+badly. In one that is far too large the search may lose its way. So short
+searches are made at half the scale in frames from small to large, and what they
+find is judged in one frame.
 """
 
 import torch
 import torch.nn.functional as F
 
-from selfdeblur.classical.judge import judged_window
-from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels
+from selfdeblur.classical.clipped import away_from_lights
+from selfdeblur.classical.judge import badness, judged_window, least_bad, two_opinions
+from selfdeblur.classical.kernels import framed
+from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel
 
-# The largest kernel that is sought, in pixels of y, and the share of the image's shorter side that it may have.
-LARGEST_KERNEL, LARGEST_SHARE = 61, 1 / 3
+# Sides of the frames, in pixels of y. None is larger than a share of the image's shorter side, but for the first.
+FRAMES, LARGEST_SHARE = (13, 19, 27, 41, 61), 1 / 3
 
-# The smallest size that is given: a frame of less leaves no room to be wrong.
-SMALLEST_KERNEL = 13
+# Kernels that each setting of a short search starts from, and settings: the last one, for text, finds no others.
+SHORT_STARTS, SHORT_VARIANTS = 6, VARIANTS[:4]
+
+# The best kernels of each frame that are judged.
+JUDGED = 3
 
 # Entries of less than this share of the largest one are noise, and not part of the kernel.
 PART_OF_KERNEL = 0.05
 
-# The frame is so much larger than the kernel that is found at half the scale, and a pixel more at each side.
-FRAME = 1.25
+# The size is so many times the length of the kernel that was found, and a pixel more at each side; not below the
+# smallest frame, which leaves no room to be wrong.
+ROOM = 1.15
 
-# In a frame that is far too large noise makes a kernel longer. So where the size found is less than this share of the
-# frame, another search follows with it; so many in all.
-MUCH_SMALLER, MOST_SEARCHES = 0.8, 3
-
-# Kernels that each setting of the short search starts from, and settings: the last one, for text, finds no others.
-SHORT_STARTS, SHORT_VARIANTS = 6, VARIANTS[:4]
+# What a short search finds depends on luck, so energies that differ by less than this share say nothing. Of the
+# kernels within it the shortest one gives another size if it is so much smaller.
+ALIKE, MUCH_SMALLER = 0.015, 0.75
 
 
-def estimate_size(y):
+def estimate_size(y, progress=None):
     """Estimate a size for the kernel of a blurry image, rather too large than too small.
 
     Parameters
     ----------
     y : tensor or ndarray, (H, W)
         Blurry image, 0..1.
+    progress : callable, optional
+        Called after each short search with how many are done, how many there are, and None; where a kernel is
+        searched for in earnest, as in `estimate_kernel`. Where it returns True, the rest is left out.
 
     Returns
     -------
     (int, int)
-        Height and width, odd and equal, at most 61 and at most a third of the image's shorter side.
+        Height and width, odd and equal, at most 61 and, unless it is 13 or less, at most a third of the image's
+        shorter side.
+    """
+    sizes = estimate_sizes(y, progress)
+    return sizes[0] if len(sizes) == 1 else tuple(_kernel_of(y, sizes, progress).shape)
+
+
+def estimate_kernel_of_any_size(y, progress=None):
+    """Estimate a kernel (h, w) of which not even the size is known, with one search for each size that it may have.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    progress : callable, optional
+        As in `estimate_size`.
+
+    Returns
+    -------
+    tensor of float32, (h, w)
+        As `estimate_kernel` returns it.
+    """
+    return _kernel_of(y, estimate_sizes(y, progress), progress)
+
+
+def _kernel_of(y, sizes, progress):
+    """The best of the kernels that one search for each of some sizes finds."""
+    y = torch.as_tensor(y, dtype=torch.float32)
+    kernels = [estimate_kernel(y, size, searches=SEARCHES[:1], progress=progress) for size in sizes]
+    if len(kernels) == 1:
+        return kernels[0]
+    large = max(sizes)
+    return kernels[least_bad(y, torch.stack([framed(kernel, large) for kernel in kernels]))]
+
+
+def estimate_sizes(y, progress=None):
+    """Estimate sizes for the kernel of a blurry image.
+
+    Parameters
+    ----------
+    y : tensor or ndarray, (H, W)
+        Blurry image, 0..1.
+    progress : callable, optional
+        As in `estimate_size`.
+
+    Returns
+    -------
+    list of (int, int)
+        One size or two, height and width, odd and equal; that of the best kernel first. Where there are two, kernels
+        of both are to be found and compared.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
+    frames = [_half(frame) for frame in FRAMES if frame <= max(LARGEST_SHARE * min(y.shape), FRAMES[0])]
     half = tuple(n // 2 for n in y.shape)
-    largest = _odd_below(min(LARGEST_KERNEL, LARGEST_SHARE * min(y.shape)))
-    frame = _odd_below(largest / 2)
-    if frame < 5:
-        return max(largest, 3), max(largest, 3)
+    if min(half) <= 2 * frames[0]:  # too small for a search at half the scale
+        largest = max(_half(2 * LARGEST_SHARE * min(y.shape) - 2), 3)
+        return [(largest, largest)]
     small = F.interpolate(y[None, None], size=half, mode="bicubic", antialias=True, align_corners=False)[0, 0]
-    for _ in range(MOST_SEARCHES):
-        size = min(max(_odd_below(FRAME * 2 * _found_length(small, frame)) + 2, SMALLEST_KERNEL), largest)
-        smaller = _odd_below(size / 2 + 1)
-        if smaller > MUCH_SMALLER * frame:
+    small = small[judged_window(small, (frames[-1], frames[-1]))]
+    kernels = []
+    for number, frame in enumerate(frames, 1):
+        kernels += _found(small, frame)
+        if progress and progress(number, len(frames), None):
             break
-        frame = max(smaller, 5)
-    return size, size
+    large = torch.stack([framed(kernel, (frames[-1], frames[-1])) for kernel in kernels])
+    energies = [energy for _, energy in badness(two_opinions(small, away_from_lights(small)), large)]
+    best = min(energies)
+    lengths = [_length(kernel) for kernel in kernels]
+    first = _size(lengths[energies.index(best)], frames)
+    other = _size(min(n for n, energy in zip(lengths, energies, strict=True) if energy <= (1 + ALIKE) * best), frames)
+    return [(n, n) for n in ([first] if other > MUCH_SMALLER * first else [first, other])]
 
 
-def _found_length(y, frame):
-    """Length of the kernel that a short search finds in y (H, W) with a frame of so many pixels a side."""
-    y = y[judged_window(y, (frame, frame))]
+def _half(frame):
+    """The odd number that is nearest to half a frame, the larger of two."""
+    return int((frame + 3) // 4) * 2 - 1
+
+
+def _found(y, frame):
+    """Kernels that a short search finds in y (H, W) with a frame of so many pixels a side; none next to a point."""
     found = coarse_to_fine_kernels(y, (frame, frame), SHORT_VARIANTS, searches=SEARCHES[:1], starts=SHORT_STARTS)
-    lengths = [_length(kernel) for _, kernel in found[:3]]
-    # Of the three best ones the first may be in pieces, far apart; then the others are smaller.
-    return min(lengths[0], sorted(lengths)[len(lengths) // 2])
+    return [kernel for (is_point, _), kernel in found[:JUDGED] if not is_point] or [found[0][1]]
 
 
 def _length(kernel):
@@ -77,6 +140,6 @@ def _length(kernel):
     return max(int(places[-1] - places[0]) + 1 for places in inside)
 
 
-def _odd_below(number):
-    """The largest odd number that is at most ``number``."""
-    return int((number - 1) // 2) * 2 + 1
+def _size(length, frames):
+    """The size for a kernel of a length at half the scale."""
+    return min(max(int(ROOM * length) * 2 + 3, FRAMES[0]), 2 * frames[-1] + 1)

@@ -13,7 +13,7 @@ from selfdeblur.classical.deconvolution import refine_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level
 from selfdeblur.classical.judge import free_energy, noise_level
 from selfdeblur.classical.kernels import camera_shake_kernel
-from selfdeblur.classical.size import estimate_size
+from selfdeblur.classical.size import estimate_kernel_of_any_size, estimate_size
 from selfdeblur.forward import blur
 
 
@@ -318,5 +318,8 @@ def test_the_size_of_a_kernel_from_the_picture(picture):
     height, width = estimate_size(y)
     assert height == width
     assert height % 2 == 1
-    assert 13 <= height <= 41  # the kernel has 15 pixels; too large is better than too small
+    assert 13 <= height <= 31  # the kernel has 15 pixels
     assert estimate_size(y[:20, :30]) == (5, 5)
+    found = estimate_kernel_of_any_size(y[:64, :64])
+    assert found.shape[0] == found.shape[1] <= 27
+    assert float(found.sum()) == pytest.approx(1, abs=1e-5)

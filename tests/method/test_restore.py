@@ -47,11 +47,13 @@ def known(monkeypatch):
     """The search finds the true kernel; returns what it was asked for."""
     asked = []
 
-    def estimate(y, size, **_):
+    def estimate(y, size, progress, **_):
         asked.append((tuple(y.shape), size))
+        progress(1, 1, torch.from_numpy(KERNEL))
         return torch.from_numpy(KERNEL)
 
     monkeypatch.setattr(restore, "estimate_kernel", estimate)
+    monkeypatch.setattr(restore, "estimate_kernel_of_any_size", lambda y, progress: estimate(y, None, progress))
     return asked
 
 
@@ -65,7 +67,7 @@ def test_a_photograph_becomes_better(known, colour):
     assert not result.unchanged
     assert np.array_equal(result.kernel, KERNEL)
     assert result.quality["reasons"] == []
-    assert known == [(y.shape[:2], (23, 23))], "a third of the picture where nothing is known"
+    assert known == [(y.shape[:2], None)]
 
 
 def test_colours_sharpened_are_nearer_to_the_truth_than_colours_kept(known, colour):
@@ -99,12 +101,24 @@ def test_a_flat_picture_comes_back_bit_for_bit_at_once(known, shape, dtype):
 def test_a_kernel_that_is_a_point_hands_the_picture_back(monkeypatch, colour):
     point = torch.zeros(9, 9)
     point[4, 4] = 1
-    monkeypatch.setattr(restore, "estimate_kernel", lambda *_, **__: point)
+    monkeypatch.setattr(restore, "estimate_kernel_of_any_size", lambda *_: point)
     result = deblurred(colour[0], preset="quick")
     assert result.unchanged
     assert not result.improved
     assert "sharp already" in result.quality["reasons"][0]
     assert np.array_equal(result.image, colour[0])
+
+
+def test_a_sharp_picture_is_handed_back_at_once_unless_a_size_is_named(known):
+    sharp = data.camera()[100:250, 150:320]
+    result = deblurred(sharp, preset="quick")
+    assert result.unchanged
+    assert not result.improved
+    assert "sharp already" in result.quality["reasons"][0]
+    assert np.array_equal(np.rint(result.image * 255), sharp)
+    assert not known
+    assert not deblurred(sharp, kernel_size=9, preset="quick").unchanged
+    assert known
 
 
 # Borders
@@ -320,6 +334,27 @@ def test_time_limit_and_interrupt_hand_back_the_best_so_far(monkeypatch, colour)
     result = deblurred(y, kernel_size=9, preset="fast", device="cpu", callback=interrupt)
     assert result.stopped == "interrupted"
     assert np.isfinite(result.image).all()
+
+    def second_scale(told):
+        if told["stage"] == "kernel" and told["step"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.undo()
+    result = deblurred(y, kernel_size=9, preset="quick", device="cpu", callback=second_scale)
+    assert result.stopped == "interrupted"
+    result = deblurred(y, kernel_size=9, preset="quick", device="cpu", time_limit=1e-6)
+    assert result.stopped == "time limit"
+    assert result.kernel.shape == (9, 9)
+    assert result.kernel.sum() == pytest.approx(1)
+    stages = []
+
+    def at_once(told):
+        stages.append((told["stage"], told["step"]))
+        return True
+
+    result = deblurred(y, preset="quick", device="cpu", callback=at_once)
+    assert result.stopped == "callback"
+    assert [stage for stage in stages if stage[0] != "deconvolution"] == [("size", 1), ("kernel", 1)]
 
     def before_all(told):
         raise KeyboardInterrupt

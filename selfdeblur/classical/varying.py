@@ -1,0 +1,59 @@
+"""Whether the blur differs over a picture, so that no single kernel can explain it."""
+
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from selfdeblur.classical.clipped import away_from_lights
+from selfdeblur.classical.judge import badness, busiest_window, two_opinions
+from selfdeblur.classical.search import refitted
+
+# Largest side of a window, at half the scale of y.
+SIDE = 160
+
+# `variation` from which on a blur differs over the picture. Pictures with one blur have up to 1.01, whatever its kind,
+# those with another blur in one half, a sharp ground or a rotation 1.02 to 1.3, but for a few.
+MOST_VARIATION = 1.015
+
+
+def variation(y, kernel):
+    """How much better the parts of a blurry image are explained by kernels of their own than by those of other parts.
+
+    Parameters
+    ----------
+    y : tensor (H, W)
+        Blurry image, 0..1.
+    kernel : tensor (h, w)
+        Kernel that was found for all of y, correlation sense. The kernels of the parts start from it.
+
+    Returns
+    -------
+    float or None
+        Of each two of five parts, four quarters and the middle, at half the scale: the energy of either with the
+        kernel of the other, over that with its own; the lesser of both, since a part without structure is explained
+        badly by any other's kernel, but its own explains others no better. The mean over all pairs. None where the
+        picture is too small for its kernel.
+    """
+    size = tuple(max(n // 4 * 2 + 1, 3) for n in kernel.shape)
+    half = F.interpolate(
+        y[None, None], size=[n // 2 for n in y.shape], mode="bicubic", antialias=True, align_corners=False
+    )[0, 0]
+    if min(half.shape) < 2 * max(size) + 20 or max(kernel.shape) < 5:
+        return None
+    kernel = F.interpolate(kernel[None, None].to(y), size=size, mode="bilinear", align_corners=False)[0, 0]
+    kernel = kernel / kernel.sum()
+    windows = [window.contiguous() for window in _windows(half)]
+    own = torch.stack([refitted(window, kernel) for window in windows])
+    energies = np.array([[energy for _, energy in badness(two_opinions(w, away_from_lights(w)), own)] for w in windows])
+    ratios = energies / energies.diagonal()[:, None]
+    return float(np.mean([min(ratios[i, j], ratios[j, i]) for i, j in itertools.combinations(range(len(own)), 2)]))
+
+
+def _windows(y):
+    """The busiest windows of the four quarters of an image and of its middle."""
+    h, w = y.shape
+    for top, left in ((0, 0), (0, w - w // 2), (h - h // 2, 0), (h - h // 2, w - w // 2), (h // 4, w // 4)):
+        part = y[top : top + h // 2, left : left + w // 2]
+        yield part if max(part.shape) <= SIDE else part[busiest_window(part, SIDE)]
