@@ -136,8 +136,6 @@ def deblur(
     kind = _Kind(y, channel_axis)
     y = check_image(kind.unit)
     check_known_kernel(preset, kernel is not None)
-    if kernel_size is None and kernel is None:
-        kernel_size = estimate_size(luminance(y))
     run = start(y, kernel_size, settings, device=device, kernel=kernel)
     begun = time.monotonic()
     with tqdm(total=settings.num_iter, disable=not progress, unit="step") as bar:
@@ -309,7 +307,7 @@ def start(
             raise UserError(f"kernel_size: {kernel_size} differs from the size of the kernel, {kernel.shape}")
         kernel_size = kernel.shape
     elif kernel_size is None:
-        raise UserError("kernel_size: needed where no kernel is given")
+        kernel_size = estimate_size(luminance(y))
     h, w = check_kernel_size(kernel_size)
     if y.shape[0] < h or y.shape[1] < w:
         raise UserError(f"the image, {y.shape[0]} x {y.shape[1]}, is smaller than the kernel, {h} x {w}")

@@ -4,8 +4,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfdeblur.errors import UserError
-
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -27,18 +25,10 @@ class Benchmark:
     images: int
 
     def kernel_size(self, name):
-        """Kernel size (h, w) that the published runs hand to the method for image ``name``.
-
-        Raises
-        ------
-        UserError
-            If the table has no such name.
-        """
+        """Kernel size (h, w) that the published runs hand to the method for image ``name``; None if there is none."""
         match = self.stem.fullmatch(name)
         size = self.kernel_sizes.get(match["kernel"]) if match else None
-        if size is None:
-            raise UserError(f"{name}: the {self.name} table has no kernel size for this name; give --kernel_size")
-        return size, size
+        return size and (size, size)
 
     def truth_name(self, name):
         """Name of the sharp image that belongs to blurry image ``name``, or None."""

@@ -27,6 +27,9 @@ from selfdeblur.settings import (
     make_settings,
 )
 
+# What --kernel_size is where the size is to be estimated.
+AUTO = ["auto"]
+
 
 def benchmark_main(benchmark, argv=None):
     """Entry of ``selfdeblur_levin.py`` and ``selfdeblur_lai.py``; returns the exit status."""
@@ -56,8 +59,7 @@ def deblur_folder(benchmark, args):
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     device = choose_device(args.device)
     if args.reproduce:
-        given = check_kernel_size(args.kernel_size) if args.kernel_size else None
-        return reproduce_files(paths, args.save_path, kernel_size=lambda name: given or benchmark.kernel_size(name))
+        return reproduce_files(paths, args.save_path, kernel_size=lambda name: _size(args, benchmark, name))
     jobs = _jobs(args, benchmark, paths, device)
     folder = ResultFolder(
         args.save_path, jobs[0].settings.as_dict(), images=[job.name for job in jobs], overwrite=args.overwrite
@@ -92,14 +94,25 @@ def _jobs(args, benchmark, paths, device):
     settings = make_settings(preset, num_iter=args.num_iter, seed=args.seed, **changes)
     check_known_kernel(preset, args.kernel is not None, kernel="--kernel")
     kernel = read_kernel(args.kernel) if args.kernel else None
-    given = check_kernel_size(args.kernel_size) if args.kernel_size else None
-    if kernel is not None and given not in (None, kernel.shape):
-        raise UserError(f"--kernel_size: {given[0]} x {given[1]}, but {args.kernel} holds {kernel.shape} numbers")
+    if kernel is not None and args.kernel_size not in (None, AUTO) and kernel.shape != _size(args, benchmark, ""):
+        given = " x ".join(map(str, _size(args, benchmark, "")))
+        raise UserError(f"--kernel_size: {given}, but {args.kernel} holds {kernel.shape} numbers")
     jobs = []
     for path in paths:
-        size = kernel.shape if kernel is not None else given or benchmark.kernel_size(path.stem)
+        size = kernel.shape if kernel is not None else _size(args, benchmark, path.stem)
         jobs.append(Job(path, size, settings, kernel=kernel, kernel_file=args.kernel))
     return jobs
+
+
+def _size(args, benchmark, name):
+    """The kernel size (h, w) for the image of a name; None where it is to be estimated."""
+    if args.kernel_size is None:
+        return benchmark.kernel_size(name)
+    return None if args.kernel_size == AUTO else check_kernel_size(args.kernel_size)
+
+
+def _number_or_auto(text):
+    return text if text in AUTO else int(text)
 
 
 def _parser(benchmark):
@@ -114,7 +127,8 @@ def _parser(benchmark):
     add("--images", metavar="PATTERN", default="*", help="only images whose name matches, say 'im1_*'")
     add("--preset", choices=PRESETS, help=f"see below; by default release, or {NONBLIND} with --kernel")
     add("--num_iter", type=_whole, help="steps of the optimiser; by default those of the preset")
-    add("--kernel_size", type=int, nargs="+", metavar="N", help="height and width, or one number for both; odd")
+    text = "height and width, or one number for both, odd; auto: estimated, as for names that are not the benchmark's"
+    add("--kernel_size", type=_number_or_auto, nargs="+", metavar="N", help=text)
     add("--kernel", type=Path, metavar="FILE", help="known kernel (image or .npy), in correlation sense")
     add("--mse_steps", type=_whole, help="steps with the mean squared error before 1 - SSIM")
     add("--tv_weight", type=float, help="weight of the total variation")

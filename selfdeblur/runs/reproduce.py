@@ -55,7 +55,10 @@ def _reproduce_file(path, folder, kernel_size):
     if image_file.exists():
         y = check_image(read_image(path))
         recorded = (read_json(folder / f"{name}{names.RECORD}") or {}).get("kernel_size")
-        model = load_model(image_file, image_size=y.shape[:2], kernel_size=size or recorded or kernel_size(name))
+        size = size or recorded or kernel_size(name)
+        if size is None:
+            raise UserError(f"{name}: neither {folder} nor the benchmark tells its kernel size; give --kernel_size")
+        model = load_model(image_file, image_size=y.shape[:2], kernel_size=size)
         written.append(folder / f"{name}{names.IMAGE}")
         write_image(written[-1], with_luminance(y, model.image))
     return written

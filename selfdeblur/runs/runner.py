@@ -38,6 +38,9 @@ MOST_RESTARTS = 3
 # steps leave to the recording. On an H200 in float32 it comes to 12 kB a pixel at 680 x 1024, 13 with all at 255 x 255.
 PIXEL_BYTES, WEIGHT_BYTES, RUN_BYTES = 11700, 16, 256 << 20
 
+# A size that is estimated is not known before the image's turn.
+LARGEST_ESTIMATED = (61, 61)
+
 # Share of a GPU's free memory that runs are planned into.
 GPU_SHARE = 0.9
 
@@ -46,11 +49,11 @@ GPU_SHARE = 0.9
 class Job:
     """One blurry image file and all that decides its result.
 
-    ``kernel`` and ``kernel_file`` are given for a known kernel only.
+    ``kernel`` and ``kernel_file`` are given for a known kernel only. A ``kernel_size`` of None is estimated.
     """
 
     path: Path
-    kernel_size: tuple[int, int]
+    kernel_size: tuple[int, int] | None
     settings: Settings
     kernel: np.ndarray | None = None
     kernel_file: Path | None = None
@@ -63,7 +66,7 @@ class Job:
         """What a result or a checkpoint must agree with to belong to this job; JSON values."""
         return {
             "settings": self.settings.as_dict(),
-            "kernel_size": list(self.kernel_size),
+            "kernel_size": "auto" if self.kernel_size is None else list(self.kernel_size),
             "blurry_sha256": file_hash(self.path),
             "kernel_sha256": file_hash(self.kernel_file) if self.kernel_file else None,
         }
@@ -80,7 +83,7 @@ def images_at_once(jobs, device):
     needs = []
     for job in jobs:
         with contextlib.suppress(UserError):
-            needs.append(gpu_memory(read_image(job.path).shape, job.kernel_size))
+            needs.append(gpu_memory(read_image(job.path).shape, job.kernel_size or LARGEST_ESTIMATED))
     free, count = GPU_SHARE * torch.cuda.mem_get_info(device)[0], 0
     for need in sorted(needs, reverse=True):
         free -= need
@@ -398,7 +401,7 @@ class _Work:
             "image": job.name,
             "blurry": str(job.path),
             "image_size": list(self.y.shape[:2]),
-            "kernel_size": list(job.kernel_size),
+            "kernel_size": list(run.kernel_size),
             "settings": job.settings.as_dict(),
             "steps": run.steps_done,
             "finished": finished,

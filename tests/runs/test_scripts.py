@@ -132,11 +132,18 @@ def test_a_known_kernel(folder):
 
 
 @pytest.mark.processes
-def test_kernel_size_of_two_numbers(folder):
+def test_kernel_size_of_two_numbers_or_estimated(folder):
     (folder / "data" / f"{LEVIN_NAME}.png").rename(folder / "data" / "holiday.png")
-    assert "holiday" in mistake(levin(folder, "--num_iter", 1))
     assert levin(folder, "--num_iter", 1, "--kernel_size", 7, 9).returncode == 0
     assert cv2.imread(str(folder / "out" / "holiday_k.png"), -1).shape == (7, 9)
+    for options in ([], ["--kernel_size", "auto"]):
+        out = folder / f"out{len(options)}"
+        assert levin(folder, "--num_iter", 1, "--save_path", out, *options).returncode == 0
+        size = json.loads((out / "holiday.json").read_text())["kernel_size"]
+        assert size[0] == size[1] >= 3
+        assert cv2.imread(str(out / "holiday_k.png"), -1).shape == tuple(size)
+        assert levin(folder, "--num_iter", 1, "--save_path", out, *options).returncode == 0, "finished before"
+    assert "auto 7" in mistake(levin(folder, "--num_iter", 1, "--kernel_size", "auto", 7))
 
 
 @pytest.mark.processes
