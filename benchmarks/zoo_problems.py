@@ -180,7 +180,7 @@ class Problem:
 
     @cached_property
     def kernel(self):
-        return _kernel(self.kernel_kind, self.kernel_size[0], self._rng(0))
+        return drawn_kernel(self.kernel_kind, self.kernel_size[0], self._rng(0))
 
     @cached_property
     def whole(self):
@@ -250,7 +250,7 @@ def _sizes(whole, kernel_kind, rng):
 # Kernels
 
 
-def _kernel(kind, size, rng):
+def drawn_kernel(kind, size, rng):
     """A kernel (size, size) of a kind, smaller than that by a factor within LOOSE."""
     support = max(_odd_below(min(size / _between(*LOOSE, rng), size - 2)), 5)
     if kind == "shake thin":
