@@ -54,7 +54,7 @@ def main(argv=None):
     parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("parts", nargs="*", metavar="PARTS", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--csv", type=Path, default=ROOT / "results" / "photographs.csv")
-    parser.add_argument("--levin", type=Path, default=ROOT / LEVIN.blurry.parent)
+    parser.add_argument("--levin", type=Path, default=ROOT / LEVIN.blurry)
     parser.add_argument("--lai", type=Path, default=ROOT / LAI.blurry.parent)
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):

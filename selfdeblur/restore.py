@@ -20,7 +20,8 @@ from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
 from selfdeblur.classical.judge import JUDGED_SIDE, busiest_window, extent, judged_window, noise_level
 from selfdeblur.classical.search import SEARCHES, estimate_kernel
 from selfdeblur.classical.sharp import is_sharp
-from selfdeblur.classical.size import estimate_kernel_of_any_size, estimate_size
+from selfdeblur.classical.size import estimate_kernel_of_any_size, estimate_size, kernel_of_trails_of_any_size
+from selfdeblur.classical.trails import kernel_of_trails
 from selfdeblur.classical.varying import MOST_VARIATION, variation
 from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
@@ -30,6 +31,8 @@ from selfdeblur.tiles import deconvolve_tiled
 
 # Kernel search and deconvolution alone, besides the presets of the method.
 QUICK_SEARCHES = SEARCHES[:1]
+# Presets that search for the kernel by classical means.
+WITH_SEARCH = (QUICK, "fast", "best")
 # A picture of more pixels is not fitted as a whole: its kernel comes from a part, see `judged_window`.
 WHOLE = 1 << 20
 # A picture whose values differ by no more than this holds nothing to sharpen.
@@ -242,6 +245,12 @@ class _Task:
                 "deconvolved with it in tiles"
             )
         image = quality = None
+        lights = False
+        if kernel is None and self.preset in WITH_SEARCH:
+            kernel = kernel_of_trails(seen, self.size) if self.size else kernel_of_trails_of_any_size(seen)
+            if kernel is not None:
+                lights = True
+                self.notes.append("the kernel is what trails of lights show")
         searched = kernel is None
         if kernel is None and self.preset != QUICK:
             image, kernel, quality = self._fit(seen)
@@ -254,7 +263,7 @@ class _Task:
         if quality is None:
             # The measures want an image with its border; a replicated one disturbs only what is near it.
             padded = torch.nn.functional.pad(image[part][None, None], self._border(kernel), mode="replicate")[0, 0]
-            quality = judge.assess(seen, padded.clamp(0, 1), kernel)
+            quality = judge.assess(seen, padded.clamp(0, 1), kernel, lights=lights)
         if self.stopped:
             quality = _doubted(quality, f"ended early: {self.stopped}")
         elif searched and (varies := variation(seen, kernel)) is not None:

@@ -13,9 +13,13 @@ from torch import Tensor
 from selfdeblur.classical import deconvolve, estimate_kernel, quality
 from selfdeblur.classical.judge import busiest_window, clearly_better, noise_level
 from selfdeblur.classical.search import SEARCHES_AGAIN
+from selfdeblur.classical.trails import kernel_of_trails
 from selfdeblur.forward import centre
 from selfdeblur.solver import Fit
 from selfdeblur.vote import vote
+
+# Why the estimate is taken where it needed no search.
+TRAILS = "trails of lights show the kernel"
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,8 @@ class Run:
         settings, y = self.fit.settings, self.y[0, 0]
         if estimate is None:
             return None
+        if kernel_of_trails(y, self.kernel_size) is not None:
+            return TRAILS
         if noise_level(y) > settings.most_noise:
             return "there is too much noise for a fit of networks"
         if clearly_better(y, estimate, kernel, share=settings.passes):
@@ -229,7 +235,8 @@ class Run:
 
     def quality(self, output):
         """What `selfdeblur.classical.quality.assess` says of an output, and what decided, see ``vote`` and `Output`."""
-        measures = quality.assess(self.y[0, 0], output.x, output.kernel, self.disagreement)
+        y, lights = self.y[0, 0], output.handed_back == TRAILS
+        measures = quality.assess(y, output.x, output.kernel, None if lights else self.disagreement, lights=lights)
         decided = {"vote": self.vote, "handed_back": output.handed_back}
         return measures | {name: reason for name, reason in decided.items() if reason is not None}
 

@@ -88,6 +88,16 @@ def centred(kernels):
     return moved / moved.sum((-2, -1), keepdim=True)
 
 
+def similarity(kernel, others):
+    """Greatest normalised correlation of a kernel (h, w) with each of others (n, h, w), a tensor (n).
+
+    The same as `selfdeblur.scores.metrics.kernel_similarity`, by FFT: the sums take a second at 75 x 75.
+    """
+    size = [2 * n - 1 for n in kernel.shape]
+    products = torch.fft.irfft2(torch.fft.rfft2(kernel, s=size) * torch.fft.rfft2(others, s=size).conj(), s=size)
+    return products.amax((-2, -1)) / (kernel.norm() * others.norm(dim=(-2, -1)))
+
+
 def framed(kernel, size):
     """A kernel, tensor (h, w), in the middle of a larger frame of odd size (h, w)."""
     rows, columns = ((n - m) // 2 for n, m in zip(size, kernel.shape, strict=True))

@@ -38,8 +38,11 @@ LEAST_CONTRAST = 0.5
 # twice the deviation of the noise of y.
 MOST_MISFIT, MISFIT_OF_NOISE = 0.02, 2
 
+# A pixel of y is not explained by a light that has less than this share in it.
+LITTLE_OF_A_LIGHT = 1e-3
 
-def assess(y, x, kernel, disagreed=None):
+
+def assess(y, x, kernel, disagreed=None, *, lights=False):
     """Look for the ways in which blind deconvolution is known to fail.
 
     Parameters
@@ -52,6 +55,9 @@ def assess(y, x, kernel, disagreed=None):
         Kernel, sum 1, correlation sense.
     disagreed : float, optional
         `disagreement` of two estimates of the kernel, if there were two.
+    lights : bool
+        Whether there are lights in x, which are brighter than white: they ring with any kernel, and where they are
+        blurred to y need not be explained.
 
     Returns
     -------
@@ -65,6 +71,10 @@ def assess(y, x, kernel, disagreed=None):
         y - k ⊗ x; ``disagreement``.
     """
     size = kernel.shape
+    error = blur(x[None, None], kernel[None, None])[0, 0] - y
+    if lights:
+        bright = (x >= 1).to(x)
+        error = error[blur(bright[None, None], kernel[None, None])[0, 0] < LITTLE_OF_A_LIGHT]
     inner = kernel[1:-1, 1:-1].sum() if min(size) > 2 else kernel.sum()
     measures = {
         "kernel_extent": extent(kernel),
@@ -72,7 +82,7 @@ def assess(y, x, kernel, disagreed=None):
         "kernel_rim": kernel.sum() - inner,
         "contrast": centre(x, size).std() / y.std().clamp(min=1e-6),
         "ringing": ringing(y, kernel),
-        "misfit": (blur(x[None, None], kernel[None, None])[0, 0] - y).square().mean().sqrt(),
+        "misfit": error.square().mean().sqrt(),
     }
     measures = {name: round(float(value), 5) for name, value in measures.items()}
     reasons = []
@@ -84,7 +94,7 @@ def assess(y, x, kernel, disagreed=None):
         reasons.append("the kernel touches its border: try a larger kernel size")
     if measures["contrast"] < LEAST_CONTRAST:
         reasons.append("the image is flat")
-    if measures["ringing"] > MOST_RINGING:
+    if measures["ringing"] > MOST_RINGING and not lights:
         reasons.append("the kernel makes an image that rings")
     if measures["misfit"] > MOST_MISFIT + MISFIT_OF_NOISE * noise_level(y):
         reasons.append("image and kernel do not explain the blurry image")

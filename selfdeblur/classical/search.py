@@ -23,9 +23,10 @@ from selfdeblur.classical.clipped import away_from_lights, of_gradients, shrunk
 from selfdeblur.classical.deconvolution import fit_kernel, refine_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level, quantile
 from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, two_opinions
-from selfdeblur.classical.kernels import camera_shake_kernel, centred
+from selfdeblur.classical.kernels import camera_shake_kernel, centred, similarity
 from selfdeblur.classical.linear import Correlation, gradients
 from selfdeblur.classical.recorded import Recorded
+from selfdeblur.classical.trails import kernel_of_trails
 
 # Factor between neighbouring scales. The coarsest has an image or a kernel of about so many pixels a side.
 PYRAMID_RATIO = 2**0.5
@@ -109,6 +110,8 @@ def estimate_kernel(
 ) -> torch.Tensor:
     """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
+    Where trails of lights show the kernel, see `kernel_of_trails`, it is taken from them.
+
     Parameters
     ----------
     y : tensor or ndarray, (H, W)
@@ -133,6 +136,8 @@ def estimate_kernel(
         Kernel, non-negative, sum 1, correlation sense, its bounding box centred.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
+    if (seen := kernel_of_trails(y, kernel_size)) is not None:
+        return seen
     part = y[judged_window(y, kernel_size)]
     ended = False
 
@@ -383,17 +388,10 @@ def _distinct(found, count):
         rivals = [entry for entry in left if entry[1] == number]
         if not rivals or len(best) == count:
             continue
-        alike = (_similarity(kernel, torch.stack([other for _, _, other in rivals])) > SAME_KERNEL).tolist()
+        alike = (similarity(kernel, torch.stack([other for _, _, other in rivals])) > SAME_KERNEL).tolist()
         gone = {id(entry) for entry, same in zip(rivals, alike, strict=True) if same}
         left = [entry for entry in left if id(entry) not in gone]
     return best
-
-
-def _similarity(kernel, others):
-    """`kernel_similarity` of the scores with each of others (n, h, w), by FFT: the sums take a second at 75 x 75."""
-    size = [2 * n - 1 for n in kernel.shape]
-    products = torch.fft.irfft2(torch.fft.rfft2(kernel, s=size) * torch.fft.rfft2(others, s=size).conj(), s=size)
-    return products.amax((-2, -1)) / (kernel.norm() * others.norm(dim=(-2, -1)))
 
 
 def _sizes(size, kernel_size):

@@ -13,6 +13,7 @@ from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import badness, judged_window, least_bad, two_opinions
 from selfdeblur.classical.kernels import framed
 from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel
+from selfdeblur.classical.trails import kernel_of_trails
 
 # Sides of the frames, in pixels of y. None is larger than a share of the image's shorter side, but for the first.
 FRAMES, LARGEST_SHARE = (13, 19, 27, 41, 61), 1 / 3
@@ -35,6 +36,20 @@ ROOM = 1.15
 ALIKE, MUCH_SMALLER = 0.015, 0.75
 
 
+def kernel_of_trails_of_any_size(y):
+    """`kernel_of_trails` in the largest of the FRAMES in which there are such trails, or None.
+
+    A small frame may hold parts of trails. Where what is seen fits into a smaller frame, it is looked at in that one,
+    with less around it.
+    """
+    found = None
+    for frame in reversed([frame for frame in FRAMES if frame <= LARGEST_SHARE * min(y.shape)]):
+        if found is None or frame >= _length(found) + 2:
+            smaller = kernel_of_trails(y, (frame, frame))
+            found = found if smaller is None else smaller
+    return found
+
+
 def estimate_size(y, progress=None):
     """Estimate a size for the kernel of a blurry image, rather too large than too small.
 
@@ -52,6 +67,9 @@ def estimate_size(y, progress=None):
         Height and width, odd and equal, at most 61 and, unless it is 13 or less, at most a third of the image's
         shorter side.
     """
+    y = torch.as_tensor(y, dtype=torch.float32)
+    if (kernel := kernel_of_trails_of_any_size(y)) is not None:
+        return tuple(kernel.shape)
     sizes = estimate_sizes(y, progress)
     return sizes[0] if len(sizes) == 1 else tuple(_kernel_of(y, sizes, progress).shape)
 
@@ -71,12 +89,13 @@ def estimate_kernel_of_any_size(y, progress=None):
     tensor of float32, (h, w)
         As `estimate_kernel` returns it.
     """
-    return _kernel_of(y, estimate_sizes(y, progress), progress)
+    y = torch.as_tensor(y, dtype=torch.float32)
+    kernel = kernel_of_trails_of_any_size(y)
+    return _kernel_of(y, estimate_sizes(y, progress), progress) if kernel is None else kernel
 
 
 def _kernel_of(y, sizes, progress):
     """The best of the kernels that one search for each of some sizes finds."""
-    y = torch.as_tensor(y, dtype=torch.float32)
     kernels = [estimate_kernel(y, size, searches=SEARCHES[:1], progress=progress) for size in sizes]
     if len(kernels) == 1:
         return kernels[0]
