@@ -23,6 +23,9 @@ CLIPPED = 0.98
 # faint or broken; what is further away belongs to another one.
 BESIDE = 8
 
+# Entries of less than this share of the largest one are noise.
+PART_OF_KERNEL = 0.05
+
 # Shortest trail, in pixels; anything shorter is a point.
 SHORTEST = 5
 
@@ -41,7 +44,7 @@ def kernel_of_trails(y, kernel_size):
     -------
     tensor of float32 (h, w) or None
         Kernel, sum 1, correlation sense: a light of x draws the kernel turned by 180 degrees into y. None where no
-        FEWEST trails are alike that fit into this size and stand alone.
+        FEWEST trails are alike that fit into this size and stand alone, or where what they show is in pieces.
     """
     trails = []
     for trail in sorted(_trails(y.cpu().numpy(), kernel_size), key=lambda trail: trail[0]):
@@ -61,7 +64,10 @@ def kernel_of_trails(y, kernel_size):
     clipped = [peak >= CLIPPED for peak in peaks]
     taken = [n for n in torch.nonzero(alike[first]).flatten().tolist() if clipped[n] <= clipped[first]]
     mean = sum(_moved_onto(images[first], images[n]) / (images[n].sum() * grounds[n] ** 2) for n in taken)
-    return centred(mean.rot90(2, (0, 1))).to(y)
+    kernel = centred(mean.rot90(2, (0, 1)))
+    # Of a trail that is in pieces the faintest parts are lost in the noise.
+    pieces = cv2.connectedComponents((kernel > PART_OF_KERNEL * kernel.max()).numpy().astype(np.uint8))[0] - 1
+    return kernel.to(y) if pieces == 1 else None
 
 
 def _trails(y, size):
