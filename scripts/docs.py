@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"^\{\{ README: (.+) \}\}$", re.M)
-FIGURES = {"sample.png": "results/sample.png"}
+FIGURES = {"gallery.png": "results/gallery.png"}
 NOTEBOOK = ROOT / "examples" / "one_picture.ipynb"
 
 

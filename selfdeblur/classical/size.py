@@ -13,7 +13,7 @@ from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import badness, judged_window, least_bad, two_opinions
 from selfdeblur.classical.kernels import framed
 from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel
-from selfdeblur.classical.trails import kernel_of_trails
+from selfdeblur.classical.trails import best_kernel_of_trails
 
 # Sides of the frames, in pixels of y. None is larger than a share of the image's shorter side, but for the first.
 FRAMES, LARGEST_SHARE = (13, 19, 27, 41, 61), 1 / 3
@@ -37,17 +37,8 @@ ALIKE, MUCH_SMALLER = 0.015, 0.75
 
 
 def kernel_of_trails_of_any_size(y):
-    """`kernel_of_trails` in the largest of the FRAMES in which there are such trails, or None.
-
-    A small frame may hold parts of trails. Where what is seen fits into a smaller frame, it is looked at in that one,
-    with less around it.
-    """
-    found = None
-    for frame in reversed([frame for frame in FRAMES if frame <= LARGEST_SHARE * min(y.shape)]):
-        if found is None or frame >= _length(found) + 2:
-            smaller = kernel_of_trails(y, (frame, frame))
-            found = found if smaller is None else smaller
-    return found
+    """The best of what trails of lights show in the FRAMES, or None, see `kernel_of_trails`."""
+    return best_kernel_of_trails(y, [(frame, frame) for frame in FRAMES if frame <= LARGEST_SHARE * min(y.shape)])
 
 
 def estimate_size(y, progress=None):

@@ -13,6 +13,9 @@ from selfdeblur.classical.search import refitted
 # Largest side of a window, at half the scale of y.
 SIDE = 160
 
+# Least side of the picture at half the scale, without the kernel: smaller parts do not tell kernels apart.
+SMALLEST = 60
+
 # `variation` from which on a blur differs over the picture. Pictures with one blur have up to 1.01, whatever its kind,
 # those with another blur in one half, a sharp ground or a rotation 1.02 to 1.3, but for a few.
 MOST_VARIATION = 1.015
@@ -40,7 +43,7 @@ def variation(y, kernel):
     half = F.interpolate(
         y[None, None], size=[n // 2 for n in y.shape], mode="bicubic", antialias=True, align_corners=False
     )[0, 0]
-    if min(half.shape) < 2 * max(size) + 20 or max(kernel.shape) < 5:
+    if min(half.shape) < SMALLEST + max(size) or max(kernel.shape) < 5:
         return None
     kernel = F.interpolate(kernel[None, None].to(y), size=size, mode="bilinear", align_corners=False)[0, 0]
     kernel = kernel / kernel.sum()

@@ -24,7 +24,7 @@ LOG = sorted((ROOT / "benchmarks" / "log").glob("*.md"))
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*(ROOT / name for name in NAMES), ROOT / "benchmarks" / "README.md", *LOG, *PAGES]
 # Pages of the documentation that are made while it is built, see scripts/docs.py.
-GENERATED = {"notebook.md", "sample.png"}
+GENERATED = {"notebook.md", "gallery.png"}
 # Made by runs or fetched, so not part of a checkout.
 MADE = (
     "datasets/levin",
