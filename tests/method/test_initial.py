@@ -314,7 +314,7 @@ def test_paper_is_no_light():
 
 
 def test_the_size_of_a_kernel_from_the_picture(picture):
-    _, _, y = blurred(picture, 128, 15, 3)
+    _, _, y = blurred(picture, 184, 15, 3)
     height, width = estimate_size(y)
     assert height == width
     assert height % 2 == 1
