@@ -169,8 +169,7 @@ def restore(
     _check_room(inner.shape, size or (3, 3))
     inner = torch.from_numpy(np.ascontiguousarray(inner))
     if size is None and is_sharp(inner[busiest_window(inner, JUDGED_SIDE)]):
-        reason = "the edges of the picture are sharp already; name a kernel size to take out a blur all the same"
-        return _unchanged(array, y, begun, noise, reason, notes)
+        return _unchanged(array, y, begun, noise, "the edges of the picture are sharp already", notes)
     device = choose_device(device)
     task = _Task(inner.to(device), size, noise, preset, begun, time_limit, callback, seed)
     x, k, quality = task.solve(None if kernel is None else torch.from_numpy(kernel).to(device), side)

@@ -78,11 +78,11 @@ def estimate_kernel_of_any_size(y, progress=None):
     Returns
     -------
     tensor of float32, (h, w)
-        As `estimate_kernel` returns it.
+        As `estimate_kernel` returns it, in a frame that leaves little room around it.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = kernel_of_trails_of_any_size(y)
-    return _kernel_of(y, estimate_sizes(y, progress), progress) if kernel is None else kernel
+    return _trimmed(_kernel_of(y, estimate_sizes(y, progress), progress) if kernel is None else kernel)
 
 
 def _kernel_of(y, sizes, progress):
@@ -92,6 +92,14 @@ def _kernel_of(y, sizes, progress):
         return kernels[0]
     large = max(sizes)
     return kernels[least_bad(y, torch.stack([framed(kernel, large) for kernel in kernels]))]
+
+
+def _trimmed(kernel):
+    """A kernel (n, n), its box in the middle, in the size that its length asks for, if that is less."""
+    size = min(max(int(ROOM * _length(kernel)) // 2 * 2 + 3, FRAMES[0]), len(kernel))
+    rim = (len(kernel) - size) // 2
+    kernel = kernel[rim : rim + size, rim : rim + size]
+    return kernel / kernel.sum()
 
 
 def estimate_sizes(y, progress=None):

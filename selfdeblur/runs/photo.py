@@ -35,6 +35,7 @@ STANDARD = "-"
 RESULT, KERNEL = "_deblurred", "_kernel"
 # What a reason, see `selfdeblur.classical.quality.assess`, calls for.
 ADVICE = (
+    ("edges of the picture are sharp", "if it is blurred all the same, name a --kernel_size"),
     ("touches its border", "a larger --kernel_size may help"),
     ("next to a single point", "if it is blurred, a --kernel_size of about the length of the blur in pixels may help"),
     ("spread over", "a smaller --kernel_size may help"),
