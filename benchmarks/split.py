@@ -25,6 +25,7 @@ from selfdeblur import api, restore, stages
 from selfdeblur.api import choose_device
 from selfdeblur.arguments import Parser, guarded
 from selfdeblur.checks import check_kernel_size
+from selfdeblur.classical import size as sizes
 from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.classical.recorded import Recorded
 from selfdeblur.forward import blur
@@ -103,7 +104,7 @@ def split(preset, y, size, device, num_iter):
     """Seconds of one image, and where they went."""
     watch = Watch(device)
     with contextlib.ExitStack() as stack:
-        places = (stages, "estimate_kernel"), (restore, "estimate_kernel")
+        places = (stages, "estimate_kernel"), (sizes, "estimate_kernel")
         for place in (*places, (api, "take_steps"), (stages.Run, "next_stage")):
             stack.enter_context(watch.on(*place))
         begun = watch.now()

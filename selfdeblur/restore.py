@@ -18,9 +18,13 @@ from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.classical import quality as judge
 from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
 from selfdeblur.classical.judge import JUDGED_SIDE, busiest_window, extent, judged_window, noise_level
-from selfdeblur.classical.search import SEARCHES, estimate_kernel
 from selfdeblur.classical.sharp import is_sharp
-from selfdeblur.classical.size import estimate_kernel_of_any_size, estimate_size, kernel_of_trails_of_any_size
+from selfdeblur.classical.size import (
+    estimate_kernel_of_any_size,
+    estimate_kernel_within,
+    estimate_size,
+    kernel_of_trails_of_any_size,
+)
 from selfdeblur.classical.trails import kernel_of_trails
 from selfdeblur.classical.varying import MOST_VARIATION, variation
 from selfdeblur.colour import luminance, with_luminance
@@ -29,8 +33,6 @@ from selfdeblur.forward import centre
 from selfdeblur.settings import PRESETS, QUICK, TV_WEIGHT_OF_NOISE, make_settings
 from selfdeblur.tiles import deconvolve_tiled
 
-# Kernel search and deconvolution alone, besides the presets of the method.
-QUICK_SEARCHES = SEARCHES[:1]
 # Presets that search for the kernel by classical means.
 WITH_SEARCH = (QUICK, "fast", "best")
 # A picture of more pixels is not fitted as a whole: its kernel comes from a part, see `judged_window`.
@@ -276,7 +278,7 @@ class _Task:
         try:
             if self.size is None:
                 return estimate_kernel_of_any_size(y, self._searching)
-            return estimate_kernel(y, self.size, searches=QUICK_SEARCHES, progress=self._searching)
+            return estimate_kernel_within(y, self.size, self._searching)
         except KeyboardInterrupt:
             if self.found is None:
                 raise

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights
-from selfdeblur.classical.judge import badness, judged_window, least_bad, two_opinions
+from selfdeblur.classical.judge import badness, judged_window, two_opinions
 from selfdeblur.classical.kernels import framed
 from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel
 from selfdeblur.classical.trails import best_kernel_of_trails
@@ -85,13 +85,46 @@ def estimate_kernel_of_any_size(y, progress=None):
     return _trimmed(_kernel_of(y, estimate_sizes(y, progress), progress) if kernel is None else kernel)
 
 
+def estimate_kernel_within(y, kernel_size, progress=None):
+    """Estimate a kernel with one search, and with another one in a smaller frame where much of the first stays empty.
+
+    Parameters
+    ----------
+    y : tensor (H, W)
+        Blurry image, 0..1.
+    kernel_size : (int, int)
+        Size (h, w) of the kernel, odd; it may be far too large.
+    progress : callable, optional
+        As in `estimate_kernel`.
+
+    Returns
+    -------
+    tensor of float32 (h, w)
+        As `estimate_kernel` returns it.
+    """
+    first = estimate_kernel(y, kernel_size, searches=SEARCHES[:1], progress=progress)
+    side = len(_trimmed(first)) if first.shape[0] == first.shape[1] else max(kernel_size)
+    if side > MUCH_SMALLER * max(kernel_size):
+        return first
+    second = estimate_kernel(y, (side, side), searches=SEARCHES[:1], progress=progress)
+    return framed(_simplest(y, [first, second]), kernel_size)
+
+
 def _kernel_of(y, sizes, progress):
     """The best of the kernels that one search for each of some sizes finds."""
-    kernels = [estimate_kernel(y, size, searches=SEARCHES[:1], progress=progress) for size in sizes]
+    return _simplest(y, [estimate_kernel(y, size, searches=SEARCHES[:1], progress=progress) for size in sizes])
+
+
+def _simplest(y, kernels):
+    """Of kernels whose energies say nothing between them and the best one, that of the smallest size."""
     if len(kernels) == 1:
         return kernels[0]
-    large = max(sizes)
-    return kernels[least_bad(y, torch.stack([framed(kernel, large) for kernel in kernels]))]
+    large = max(tuple(kernel.shape) for kernel in kernels)
+    part = y[judged_window(y, large)]
+    large = torch.stack([framed(kernel, large) for kernel in kernels])
+    energies = [energy for _, energy in badness(two_opinions(part, away_from_lights(part)), large)]
+    alike = [n for n, energy in enumerate(energies) if energy <= (1 + ALIKE) * min(energies)]
+    return kernels[min(alike, key=lambda n: kernels[n].shape)]
 
 
 def _trimmed(kernel):

@@ -52,7 +52,7 @@ def known(monkeypatch):
         progress(1, 1, torch.from_numpy(KERNEL))
         return torch.from_numpy(KERNEL)
 
-    monkeypatch.setattr(restore, "estimate_kernel", estimate)
+    monkeypatch.setattr(restore, "estimate_kernel_within", estimate)
     monkeypatch.setattr(restore, "estimate_kernel_of_any_size", lambda y, progress: estimate(y, None, progress))
     return asked
 
