@@ -29,6 +29,8 @@ from zoo import short
 from zoo_problems import drawn_kernel, problems, score
 
 from selfdeblur.arguments import Parser, guarded
+from selfdeblur.classical.judge import JUDGED_SIDE, busiest_window
+from selfdeblur.classical.sharp import is_sharp
 from selfdeblur.colour import luminance
 from selfdeblur.data.benchmarks import LAI, LEVIN
 from selfdeblur.errors import UserError
@@ -147,10 +149,10 @@ def _psnr(image, truth):
 
 
 def _taken_for_sharp(problem, form):
-    """Whether a picture is handed back at once; the search, which would follow, is ended at its first scale."""
-    y = luminance(problem.x if form == "sharp" else problem.y).astype(np.float32)
-    result = restore((np.rint(y * 255) / 255).astype(np.float32), preset="quick", callback=lambda told: True)
-    return {"unchanged": int(result.unchanged)}
+    """Whether a picture would be handed back at once, as `restore` decides it."""
+    y = luminance(problem.x if form == "sharp" else problem.y)
+    y = torch.from_numpy((np.rint(y * 255) / 255).astype(np.float32))
+    return {"unchanged": int(is_sharp(y[busiest_window(y, JUDGED_SIDE)]))}
 
 
 def _varying(number, kind):

@@ -14,6 +14,7 @@ from selfdeblur.forward import blur_plain
 from selfdeblur.scores.tables import read_csv, write_csv
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import photographs
 import zoo
 import zoo_problems
 from zoo_problems import CODINGS, KERNELS, NOISE, PICTURES, Problem, problems
@@ -241,3 +242,39 @@ def test_the_short_form_is_small_and_mixed():
     for wrong in ("3,x", "61", "-"):
         with pytest.raises(UserError, match="NUMBERS"):
             zoo.chosen("report", wrong)
+
+
+def test_the_figures_of_photographs_are_those_of_their_rows():
+    rows = read_csv(ROOT / "results" / "photographs.csv", photographs.COLUMNS, numbers=False)
+    assert {row["part"] for row in rows} == set(photographs.PARTS)
+    assert photographs.table(rows) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["halves", "object", "rotation"])
+def test_pictures_whose_blur_differs(kind):
+    y, x = photographs.varied(2, kind)
+    assert y.shape == x.shape
+    assert np.array_equal(y, photographs.varied(2, kind)[0])
+    off = np.abs(y - x)
+    h, w = y.shape
+    if kind != "halves":
+        # What does not move is sharp: the ground, and the axis of the rotation.
+        still = off[:8, :8] if kind == "object" else off[h // 2 - 4 : h // 2 + 4, w // 2 - 4 : w // 2 + 4]
+        assert still.mean() < 0.5 * off.mean()
+
+
+def test_parts_of_photographs_go_on_where_they_were(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def few(args):
+        for name in ("one", "two"):
+            yield name, "form", lambda name=name: asked.append(name) or {"result": 30.0}
+
+    monkeypatch.setattr(photographs, "sizes", few)
+    table = tmp_path / "rows.csv"
+    for _ in range(2):
+        assert photographs.main(["run", "sizes", "--csv", str(table)]) == 0
+    assert asked == ["one", "two"]
+    assert [row["name"] for row in read_csv(table, numbers=False)] == ["one", "two"]
+    with pytest.raises(UserError, match="unknown"):
+        photographs.main(["run", "shapes", "--csv", str(table)])
