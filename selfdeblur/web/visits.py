@@ -227,9 +227,15 @@ class Visits:
                 self.line.remove(visit)
 
     def _sweep(self):
-        """Remove uploads whose page was closed before it could take them."""
+        """Remove uploads whose page was closed before it could take them: files that have not changed for a while."""
+        seen = {}
         while not self.done.wait(_UNCLAIMED / 2):
+            before, seen = seen, {}
             for path in (*self.root.glob("*"), *self.root.glob("*/*")):
                 with contextlib.suppress(OSError):
-                    if path.is_file() and path.stat().st_mtime < time.time() - _UNCLAIMED:
+                    if not path.is_file():
+                        continue
+                    state = path, path.stat().st_mtime_ns
+                    seen[state] = before.get(state, time.monotonic())
+                    if time.monotonic() - seen[state] > _UNCLAIMED:
                         path.unlink()
