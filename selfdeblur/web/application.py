@@ -1,7 +1,9 @@
 """The page as an application of a web server. Loaded only where Gradio is there."""
 
 import contextlib
+import logging
 import signal
+import traceback
 
 import fastapi
 import gradio
@@ -19,10 +21,17 @@ def run(args, listener, visits, samples, kind):
     config = uvicorn.Config(
         make_application(args, visits, samples, kind), log_level="error", timeout_graceful_shutdown=1, access_log=False
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_a_fault)
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     print(f"selfdeblur: http://{address}:{port} (Ctrl-C ends it)", flush=True)
     _Server(config).run(sockets=[listener])
+
+
+def _is_a_fault(record):
+    """Whether a record of the log tells of a fault: a file that was asked for just as its page was closed is none."""
+    text = "".join(traceback.format_exception(record.exc_info[1])) if record.exc_info else ""
+    return not ("File at path" in text and "does not exist" in text)
 
 
 class _Server(uvicorn.Server):

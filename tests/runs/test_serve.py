@@ -237,11 +237,15 @@ class Server:
 
     def pages(self):
         """The files of all open pages."""
-        return [path for path in self.folder.glob("selfdeblur-serve-*/pages/**/*") if path.is_file()]
+        return [path for path in self.files() if "pages" in path.relative_to(self.folder).parts]
 
     def uploads(self):
         """Files that no page has taken."""
-        return [p for p in self.folder.glob("selfdeblur-serve-*/*/*") if p.is_file()]
+        return [path for path in self.files() if len(path.relative_to(self.folder).parts) == 3]
+
+    def files(self):
+        """All files of the server; folders go while one looks."""
+        return [Path(top) / name for top, _, names in os.walk(self.folder) for name in names]
 
     def workers(self):
         """Processes that read or deblur a picture: children of the child that the server starts them from."""
