@@ -8,6 +8,9 @@ correlation of the sharp image with the kernel. MATLAB's ``conv2`` and
 import numpy as np
 import torch
 
+# Entries of less than this share of the largest one are noise, and not part of the kernel.
+PART_OF_KERNEL = 0.05
+
 
 def camera_shake_kernel(size, *, rng):
     """Draw a random camera-shake kernel: the path of a hand that can't hold still.
@@ -80,7 +83,7 @@ def centred(kernels):
     Each is moved by whole pixels.
     """
     h, w = kernels.shape[-2:]
-    large = kernels > 0.05 * kernels.amax((-2, -1), keepdim=True)
+    large = kernels > PART_OF_KERNEL * kernels.amax((-2, -1), keepdim=True)
     rows, columns = (_moved(large.any(axis)) for axis in (-1, -2))
     places = rows.clamp(0, h - 1)[..., :, None] * w + columns.clamp(0, w - 1)[..., None, :]
     inside = ((rows >= 0) & (rows < h))[..., :, None] & ((columns >= 0) & (columns < w))[..., None, :]

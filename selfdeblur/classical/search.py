@@ -221,11 +221,9 @@ def coarse_to_fine_kernels(
     and the projection on the simplex removes weak noise by itself.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    y_gradients, level_of_background = gradients(y), background_level(y)
-    away = away_from_lights(y)
-    energy = (y_gradients if away is None else y_gradients * of_gradients(away)).square().sum()
+    level_of_background, away = background_level(y), away_from_lights(y)
+    energy, contrast = _energy_and_contrast(y, away)
     sizes = _sizes(y.shape, kernel_size)
-    contrast = min(float(quantile(y_gradients.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
     gradient_weights = [contrast * variant.get("gradient_weight", GRADIENT_WEIGHT) for variant in variants]
     joined = min(JOINED_SCALES, len(sizes)) - 1
     seeds = {_first_level(sizes, coarsest, joined): seed for coarsest, seed in reversed(searches)}
@@ -238,7 +236,7 @@ def coarse_to_fine_kernels(
             count = max(min(starts * 2 ** min(beyond, 2), START_PIXELS // math.prod(size)), 1)
             rng = np.random.Generator(np.random.PCG64(seeds[level]))
             pools.append({number: _starts(k_size, count, rng).to(y.device) for number in range(len(variants))})
-        shrunken = _shrink(y, size) if level else y
+        shrunken = shrink(y, size) if level else y
         scale = _SearchScale(shrunken, k_size, level_of_background, level, shrunk(away, size))
         done = steps * (len(sizes) - 1 - level)
         found, tasks = [[] for _ in pools], []
@@ -263,13 +261,18 @@ def coarse_to_fine_kernels(
 def refitted(y, kernel, *, steps=5):
     """The kernel that the finest scale of a search comes to from a kernel (h, w), for a blurry image y (H, W)."""
     away = away_from_lights(y)
-    y_gradients = gradients(y)
-    energy = (y_gradients if away is None else y_gradients * of_gradients(away)).square().sum()
-    contrast = min(float(quantile(y_gradients.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
+    energy, contrast = _energy_and_contrast(y, away)
     done = steps * (len(_sizes(y.shape, kernel.shape)) - 1)
     weights = [_weight_after(contrast * GRADIENT_WEIGHT, step) for step in range(done, done + steps)]
     scale = _SearchScale(y, tuple(kernel.shape), background_level(y), 0, away)
     return centred(scale.fitted(_Task([], 0, kernel[None], weights, KERNEL_WEIGHT * energy, False))[0])
+
+
+def _energy_and_contrast(y, away):
+    """What the weights of kernels and of gradients are shares of: the gradients' sum of squares, and the contrast."""
+    y_gradients = gradients(y)
+    energy = (y_gradients if away is None else y_gradients * of_gradients(away)).square().sum()
+    return energy, min(float(quantile(y_gradients.abs(), 0.99)) / USUAL_GRADIENT, 1) ** 2
 
 
 class _SearchScale:
@@ -422,7 +425,8 @@ def _starts(size, count, rng):
     return kernels / kernels.sum((1, 2), keepdim=True)
 
 
-def _shrink(image, size):
+def shrink(image, size):
+    """An image (H, W) at another size, by bicubic means without aliasing."""
     return F.interpolate(image[None, None], size=size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
 
 

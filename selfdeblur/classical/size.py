@@ -7,12 +7,11 @@ find is judged in one frame.
 """
 
 import torch
-import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import badness, judged_window, two_opinions
-from selfdeblur.classical.kernels import framed
-from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel
+from selfdeblur.classical.kernels import PART_OF_KERNEL, framed
+from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel, shrink
 from selfdeblur.classical.trails import best_kernel_of_trails
 
 # Sides of the frames, in pixels of y. None is larger than a share of the image's shorter side, but for the first.
@@ -23,9 +22,6 @@ SHORT_STARTS, SHORT_VARIANTS = 6, VARIANTS[:4]
 
 # The best kernels of each frame that are judged.
 JUDGED = 3
-
-# Entries of less than this share of the largest one are noise, and not part of the kernel.
-PART_OF_KERNEL = 0.05
 
 # The size is so many times the length of the kernel that was found, and a pixel more at each side; not below the
 # smallest frame, which leaves no room to be wrong.
@@ -119,12 +115,16 @@ def _simplest(y, kernels):
     """Of kernels whose energies say nothing between them and the best one, that of the smallest size."""
     if len(kernels) == 1:
         return kernels[0]
-    large = max(tuple(kernel.shape) for kernel in kernels)
-    part = y[judged_window(y, large)]
-    large = torch.stack([framed(kernel, large) for kernel in kernels])
-    energies = [energy for _, energy in badness(two_opinions(part, away_from_lights(part)), large)]
+    largest = max(tuple(kernel.shape) for kernel in kernels)
+    energies = _energies(y[judged_window(y, largest)], kernels, largest)
     alike = [n for n, energy in enumerate(energies) if energy <= (1 + ALIKE) * min(energies)]
     return kernels[min(alike, key=lambda n: kernels[n].shape)]
+
+
+def _energies(y, kernels, size):
+    """The energies of kernels of several sizes in y (H, W), in one frame (h, w), so that they can be compared."""
+    kernels = torch.stack([framed(kernel, size) for kernel in kernels])
+    return [energy for _, energy in badness(two_opinions(y, away_from_lights(y)), kernels)]
 
 
 def _trimmed(kernel):
@@ -157,15 +157,14 @@ def estimate_sizes(y, progress=None):
     if min(half) <= 2 * frames[0]:  # too small for a search at half the scale
         largest = max(_half(2 * LARGEST_SHARE * min(y.shape) - 2), 3)
         return [(largest, largest)]
-    small = F.interpolate(y[None, None], size=half, mode="bicubic", antialias=True, align_corners=False)[0, 0]
+    small = shrink(y, half)
     small = small[judged_window(small, (frames[-1], frames[-1]))]
     kernels = []
     for number, frame in enumerate(frames, 1):
         kernels += _found(small, frame)
         if progress and progress(number, len(frames), None):
             break
-    large = torch.stack([framed(kernel, (frames[-1], frames[-1])) for kernel in kernels])
-    energies = [energy for _, energy in badness(two_opinions(small, away_from_lights(small)), large)]
+    energies = _energies(small, kernels, (frames[-1], frames[-1]))
     best = min(energies)
     lengths = [_length(kernel) for kernel in kernels]
     first = _size(lengths[energies.index(best)], frames)

@@ -6,7 +6,7 @@ import torch
 
 from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import badness, judged_window, two_opinions
-from selfdeblur.classical.kernels import centred, similarity
+from selfdeblur.classical.kernels import PART_OF_KERNEL, centred, similarity
 
 # How much brighter than the ground around it a trail is, at least; it is sought above each of these levels.
 LEVELS = (0.08, 0.15, 0.25, 0.4)
@@ -24,9 +24,6 @@ CLIPPED = 0.98
 # A trail reaches one BESIDE-th of the kernel's size, or two pixels, beyond what is above its level, where it may be
 # faint or broken; what is further away belongs to another one.
 BESIDE = 8
-
-# Entries of less than this share of the largest one are noise.
-PART_OF_KERNEL = 0.05
 
 # Coins and windows are alike, too, and stand alone. But as kernels they explain the picture worse than a point does, by
 # 1.3 to 4 times its energy; trails of lights of the development half of the zoo have 0.4 to 0.9.

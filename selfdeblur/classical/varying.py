@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import badness, busiest_window, two_opinions
-from selfdeblur.classical.search import refitted
+from selfdeblur.classical.search import refitted, shrink
 
 # Largest side of a window, at half the scale of y.
 SIDE = 160
@@ -41,9 +41,7 @@ def variation(y, kernel):
         picture is too small for its kernel.
     """
     size = tuple(max(n // 4 * 2 + 1, 3) for n in kernel.shape)
-    half = F.interpolate(
-        y[None, None], size=[n // 2 for n in y.shape], mode="bicubic", antialias=True, align_corners=False
-    )[0, 0]
+    half = shrink(y, [n // 2 for n in y.shape])
     if min(half.shape) < SMALLEST + max(size) or max(kernel.shape) < 5:
         return None
     kernel = F.interpolate(kernel[None, None].to(y), size=size, mode="bilinear", align_corners=False)[0, 0]
