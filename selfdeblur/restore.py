@@ -16,7 +16,7 @@ import torch
 from selfdeblur.api import SMALLEST, choose_device, start, take_steps
 from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.classical import quality as judge
-from selfdeblur.classical.deconvolution import LITTLE_NOISE, PRIOR_WEIGHT
+from selfdeblur.classical.deconvolution import prior_weight
 from selfdeblur.classical.judge import JUDGED_SIDE, busiest_window, extent, judged_window, noise_level
 from selfdeblur.classical.sharp import is_sharp
 from selfdeblur.classical.size import (
@@ -260,7 +260,7 @@ class _Task:
         elif self.preset in ("release", "paper", "nonblind") and whole:
             image, kernel, quality = self._fit(seen, kernel)
         if image is None or not whole:
-            image = self._deconvolve(y, kernel, self._weight(self.noise), side)
+            image = self._deconvolve(y, kernel, prior_weight(self.noise), side)
         if quality is None:
             # The measures want an image with its border; a replicated one disturbs only what is near it.
             padded = torch.nn.functional.pad(image[part][None, None], self._border(kernel), mode="replicate")[0, 0]
@@ -298,9 +298,6 @@ class _Task:
     def _border(kernel):
         top, left = (n // 2 for n in kernel.shape)
         return left, left, top, top
-
-    def _weight(self, noise):
-        return PRIOR_WEIGHT * max(noise / LITTLE_NOISE, 1)
 
     def _deconvolve(self, y, kernel, weight, side, stage="deconvolution", **effort):
         def progress(done, of):
@@ -363,7 +360,7 @@ class _Task:
         ycrcb[:, :, 0] = y
         for channel in (1, 2):
             chroma = torch.from_numpy(np.ascontiguousarray(ycrcb[:, :, channel])).to(kernel)
-            weight = self._weight(max(noise_level(chroma), self.noise))
+            weight = prior_weight(max(noise_level(chroma), self.noise))
             sharp = self._deconvolve(chroma, kernel, weight, side, "colour", **CHROMA_EFFORT)
             ycrcb[:, :, channel] = sharp.cpu().numpy()
         return np.maximum(cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB), 0)

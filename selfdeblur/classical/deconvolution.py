@@ -23,9 +23,9 @@ from selfdeblur.classical.linear import (
 )
 from selfdeblur.classical.recorded import Recorded
 
-# Weight of the sparse prior in a deconvolution. Where y has more noise than LITTLE_NOISE it grows in proportion; with
-# less noise it is the errors of the kernel that call for it.
-PRIOR_WEIGHT, LITTLE_NOISE = 1e-4, 3e-3
+# Weight of the sparse prior in a deconvolution with a noise of LITTLE_NOISE. It goes with a power of the noise, but not
+# below a share: there it is the errors of the kernel that call for it.
+PRIOR_WEIGHT, LITTLE_NOISE, NOISE_POWER, LEAST_SHARE = 1e-4, 3e-3, 1.2, 0.5
 
 # Weight of each of the five `differences` in the prior: second ones count a quarter.
 DIFFERENCE_WEIGHTS = (1.0, 1.0, 0.25, 0.25, 0.25)
@@ -56,7 +56,7 @@ def deconvolve(
     kernel : tensor or ndarray, (h, w)
         Kernel, correlation sense.
     weight : float, optional
-        Strength of the sparse gradient prior; by default it follows the noise, see PRIOR_WEIGHT.
+        Strength of the sparse gradient prior; by default that of `prior_weight` for the noise of y.
     exponent : float
         Shape of the prior.
     rounds, steps : int
@@ -70,7 +70,7 @@ def deconvolve(
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
-    weight = PRIOR_WEIGHT * max(noise_level(y) / LITTLE_NOISE, 1) if weight is None else weight
+    weight = prior_weight(noise_level(y)) if weight is None else weight
     blur = Correlation(y.shape, kernel.shape)
     k_spectrum = blur.spectrum(kernel)
     k_conjugate = k_spectrum.conj_physical()
@@ -102,6 +102,11 @@ def deconvolve(
         for number in range(rounds + 1):
             x, *weights = renew(x, *weights, first=number == 0)
     return x
+
+
+def prior_weight(noise):
+    """Weight of the sparse prior for an image with noise of a standard deviation."""
+    return PRIOR_WEIGHT * max((noise / LITTLE_NOISE) ** NOISE_POWER, LEAST_SHARE)
 
 
 def fit_kernel(model, y, x, kernel, *, weight, steps):

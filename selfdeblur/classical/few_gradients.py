@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from selfdeblur.classical.linear import conjugate_gradients
 from selfdeblur.classical.recorded import Recorded
-from selfdeblur.forward import next_fast_len
+from selfdeblur.forward import fast_length
 
 # The weight of a splitting grows by this factor up to its end; near a background, where there are two, by the second,
 # and that of the background has an end of its own.
@@ -109,7 +109,7 @@ def quantile(values, shares):
 
 def _extend_periodically(y, kernel_size):
     """Put y in the corner of a larger image that is smooth across its borders when repeated (least gradient energy)."""
-    size = [next_fast_len(n + 2 * k) for n, k in zip(y.shape, kernel_size, strict=True)]
+    size = [fast_length(n + 2 * k) for n, k in zip(y.shape, kernel_size, strict=True)]
     free = torch.ones(size, dtype=y.dtype, device=y.device)
     free[: y.shape[0], : y.shape[1]] = 0
     known = torch.full_like(free, float(y.mean()))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from selfdeblur.classical.recorded import Recorded
-from selfdeblur.forward import next_fast_len
+from selfdeblur.forward import fast_length
 from selfdeblur.losses import gaussian
 from selfdeblur.precision import arithmetic
 
@@ -20,7 +20,7 @@ class Correlation:
         self.mask = mask
         self.blurry_size, self.kernel_size = tuple(blurry_size), tuple(kernel_size)
         self.sharp_size = tuple(n + k - 1 for n, k in zip(self.blurry_size, self.kernel_size, strict=True))
-        self.fft_size = tuple(next_fast_len(n) for n in self.sharp_size)
+        self.fft_size = tuple(fast_length(n) for n in self.sharp_size)
 
     def spectrum(self, a):
         """Fourier transform of images or kernels, padded to one size."""

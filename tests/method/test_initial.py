@@ -227,7 +227,14 @@ def test_free_energy_prefers_the_true_kernel():
         assert true < free_energy(y, wrong)
 
 
-def test_free_energy_does_not_prefer_kernels_fitted_to_noise():
+@pytest.fixture
+def little_smoothing(monkeypatch):
+    """Deconvolutions that leave more noise in, so that kernels are fitted to it."""
+    weight = deconvolution.PRIOR_WEIGHT / deconvolution.LITTLE_NOISE
+    monkeypatch.setattr(deconvolution, "prior_weight", lambda noise: weight * noise)
+
+
+def test_free_energy_does_not_prefer_kernels_fitted_to_noise(little_smoothing):
     _, kernel, y = blurred("camera", 160, 11, 5, 1e-2)
     nearer_to_a_point = 0.7 * kernel
     nearer_to_a_point[5, 5] += 0.3
@@ -236,7 +243,7 @@ def test_free_energy_does_not_prefer_kernels_fitted_to_noise():
         assert true < free_energy(y, wrong)
 
 
-def test_kernels_fitted_to_much_noise_are_told_by_the_smoothed_image():
+def test_kernels_fitted_to_much_noise_are_told_by_the_smoothed_image(little_smoothing):
     _, kernel, y = blurred("chelsea", 128, 13, 1, 2e-2)
     y, kernel = torch.from_numpy(y).float(), torch.from_numpy(kernel).float()
     kernels = torch.stack([refine_kernel(y, kernel, rounds=2), kernel])
@@ -252,7 +259,7 @@ def test_more_noise_means_a_smoother_deconvolution_and_no_refinement(monkeypatch
         image, kernel, y = blurred("camera", 160, 11, 5, noise)
         plain, adapted = (deconvolve(y, kernel, weight=weight).numpy() for weight in (deconvolution.PRIOR_WEIGHT, None))
         error, adapted_error = (np.mean((x - image)[10:-10, 10:-10] ** 2) for x in (plain, adapted))
-        assert (adapted_error == error) if few else (adapted_error < 0.7 * error)
+        assert (adapted_error < 1.1 * error) if few else (adapted_error < 0.7 * error)
         estimate_kernel(y, (11, 11), starts=1)
         assert len(refined) == few
         refined.clear()
@@ -278,6 +285,26 @@ def test_a_fitted_kernel_that_is_clearly_better():
 def test_noise_level():
     noise = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
     assert noise_level(0.5 + 0.01 * noise) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("noise", "left"), [(0.0, 0.005), (0.01, 0.006), (0.03, 0.03)])
+def test_noise_that_jpeg_took_the_finest_part_of(noise, left):
+    _, _, y = blurred("camera", 200, 11, 5, noise)
+    y = torch.from_numpy(y).float()
+    assert not judge.has_blocks(y)
+    _, coded = cv2.imencode(".jpg", np.rint(y.numpy() * 255), [cv2.IMWRITE_JPEG_QUALITY, 75])
+    coded = torch.from_numpy(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE) / np.float32(255))
+    for blocks in (coded, coded[3:, 5:]):
+        assert judge.has_blocks(blocks)
+        assert noise_level(blocks) == pytest.approx(left, rel=0.25)
+        assert judge._finest_noise(blocks) < 0.4 * left
+
+
+def test_weight_of_the_prior_follows_the_noise():
+    weights = [deconvolution.prior_weight(noise) for noise in (0, 1e-3, 3e-3, 1e-2, 3e-2)]
+    assert weights == sorted(weights)
+    assert weights[2] == deconvolution.PRIOR_WEIGHT
+    assert weights[0] == weights[1] == deconvolution.LEAST_SHARE * deconvolution.PRIOR_WEIGHT
 
 
 def test_an_image_without_gradients_gives_a_kernel():
