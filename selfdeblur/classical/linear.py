@@ -75,6 +75,11 @@ def differences_transposed(d):
     return result
 
 
+def shrink(image, size):
+    """An image (H, W) at another size, by bicubic means without aliasing."""
+    return F.interpolate(image[None, None], size=size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
+
+
 def smooth(x, sigma):
     """The valid part of an image (H, W) under a Gaussian of a standard deviation in pixels."""
     taps = gaussian(sigma, min(max(round(3 * sigma), 1), min(x.shape) // 4), x)

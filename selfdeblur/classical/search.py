@@ -24,8 +24,9 @@ from selfdeblur.classical.deconvolution import fit_kernel, refine_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level, quantile
 from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, two_opinions
 from selfdeblur.classical.kernels import camera_shake_kernel, centred, similarity
-from selfdeblur.classical.linear import Correlation, gradients
+from selfdeblur.classical.linear import Correlation, gradients, shrink
 from selfdeblur.classical.recorded import Recorded
+from selfdeblur.classical.round import round_kernel
 from selfdeblur.classical.trails import kernel_of_trails
 
 # Factor between neighbouring scales. The coarsest has an image or a kernel of about so many pixels a side.
@@ -110,7 +111,8 @@ def estimate_kernel(
 ) -> torch.Tensor:
     """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
-    Where trails of lights show the kernel, see `kernel_of_trails`, it is taken from them.
+    Where trails of lights show the kernel, see `kernel_of_trails`, it is taken from them. Where a disk or a Gaussian
+    explains the image as well as what the search found, see `round_kernel`, that is taken.
 
     Parameters
     ----------
@@ -154,7 +156,9 @@ def estimate_kernel(
         kernel = refine_kernel(y, kernel)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
-    return lifted[free_energy(part, lifted, away=away_from_lights(part)).argmin()]
+    kernel = lifted[free_energy(part, lifted, away=away_from_lights(part)).argmin()]
+    simple = round_kernel(y, kernel)
+    return kernel if simple is None else simple
 
 
 def coarse_to_fine_kernels(
@@ -423,11 +427,6 @@ def _starts(size, count, rng):
         kernels += [torch.from_numpy(camera_shake_kernel(size, rng=rng)).float() for _ in range(count)]
     kernels = torch.stack(kernels[:count])
     return kernels / kernels.sum((1, 2), keepdim=True)
-
-
-def shrink(image, size):
-    """An image (H, W) at another size, by bicubic means without aliasing."""
-    return F.interpolate(image[None, None], size=size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
 
 
 def _enlarged(bests, size):

@@ -11,7 +11,8 @@ import torch
 from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import badness, judged_window, two_opinions
 from selfdeblur.classical.kernels import PART_OF_KERNEL, framed
-from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel, shrink
+from selfdeblur.classical.linear import shrink
+from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel
 from selfdeblur.classical.trails import best_kernel_of_trails
 
 # Sides of the frames, in pixels of y. None is larger than a share of the image's shorter side, but for the first.

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import badness, busiest_window, two_opinions
-from selfdeblur.classical.search import refitted, shrink
+from selfdeblur.classical.linear import shrink
+from selfdeblur.classical.search import refitted
 
 # Largest side of a window, at half the scale of y.
 SIDE = 160
