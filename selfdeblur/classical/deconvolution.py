@@ -25,7 +25,7 @@ from selfdeblur.classical.recorded import Recorded
 
 # Weight of the sparse prior in a deconvolution with a noise of LITTLE_NOISE. It goes with a power of the noise, but not
 # below a share: there it is the errors of the kernel that call for it.
-PRIOR_WEIGHT, LITTLE_NOISE, NOISE_POWER, LEAST_SHARE = 1e-4, 3e-3, 1.2, 0.5
+PRIOR_WEIGHT, LITTLE_NOISE, NOISE_POWER, LEAST_SHARE = 1e-4, 3e-3, 1.2, 0.7
 
 # Weight of each of the five `differences` in the prior: second ones count a quarter.
 DIFFERENCE_WEIGHTS = (1.0, 1.0, 0.25, 0.25, 0.25)
@@ -160,7 +160,7 @@ def fit_kernel(model, y, x, kernel, *, weight, steps):
     return kernel
 
 
-def refine_kernel(y, kernel, *, rounds=1, kernel_weight=0.7, kernel_steps=20):
+def refine_kernel(y, kernel, *, rounds=1, kernel_weight=0.7, kernel_steps=20, within=None):
     """Sharpen a good kernel: alternate `deconvolve` and the least squares kernel at full scale.
 
     Parameters
@@ -176,6 +176,8 @@ def refine_kernel(y, kernel, *, rounds=1, kernel_weight=0.7, kernel_steps=20):
         As in `coarse_to_fine_kernels`.
     kernel_steps : int
         Steps of `fit_kernel`.
+    within : tensor of bool (h, w), optional
+        Where the kernel may have entries; what a round finds elsewhere is left out.
 
     Returns
     -------
@@ -186,6 +188,9 @@ def refine_kernel(y, kernel, *, rounds=1, kernel_weight=0.7, kernel_steps=20):
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
     for _ in range(rounds):
         kernel = kernel_between(y, deconvolve(y, kernel), kernel, kernel_weight=kernel_weight, steps=kernel_steps)
+        if within is not None:
+            kernel = kernel * within
+            kernel = kernel / kernel.sum()
     return centred(kernel)
 
 

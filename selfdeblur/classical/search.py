@@ -37,6 +37,10 @@ COARSEST_IMAGE, COARSEST_KERNEL = 30, 5
 # power below 1 lifts them.
 POWERS = (1.0, 0.9, 0.75, 0.6)
 
+# Entries below these shares of the largest one are left out where the energy does not rise by more than NO_DIFFERENCE.
+# Beside two points or a line they are mistakes, and make ghosts; of a camera shake or a disk they are a part.
+FAINT, NO_DIFFERENCE = (0.02, 0.04, 0.08), 0.009
+
 # Weights of the search where a variant has no others.
 GRADIENT_WEIGHT, KERNEL_WEIGHT = 4e-3, 0.15
 
@@ -128,7 +132,8 @@ def estimate_kernel(
         Kernels that each setting starts from.
     powers : sequence of float
         Of the best kernel, after `refine_kernel` on all of y unless that has much noise, raised to each of these
-        powers, that of least `free_energy` is returned.
+        powers, that of least `free_energy` is taken. Entries that are too faint to matter are left out, the rest is
+        refined once more, and so are they again.
     progress : callable, optional
         As in `coarse_to_fine_kernels`. Where it ends the search, the best kernel so far is returned as it is.
 
@@ -152,13 +157,29 @@ def estimate_kernel(
     kernel = found[0][1]
     if ended:
         return kernel
-    if noise_level(y) <= MOST_NOISE_REFINED:
+    quiet = noise_level(y) <= MOST_NOISE_REFINED
+    if quiet:
         kernel = refine_kernel(y, kernel)
     lifted = torch.stack([kernel**power for power in powers])
     lifted /= lifted.sum((1, 2), keepdim=True)
-    kernel = lifted[free_energy(part, lifted, away=away_from_lights(part)).argmin()]
+    kernel = _cleared(part, lifted[free_energy(part, lifted, away=away_from_lights(part)).argmin()])
+    if quiet:
+        kernel = _cleared(part, refine_kernel(y, kernel, within=_grown(kernel > 0)))
     simple = round_kernel(y, kernel)
     return kernel if simple is None else simple
+
+
+def _grown(inside):
+    """A mask (h, w) with the neighbours of what is in it."""
+    return F.max_pool2d(inside.float()[None, None], 3, stride=1, padding=1)[0, 0] > 0
+
+
+def _cleared(y, kernel):
+    """A kernel (h, w) without its faint entries, as many as it takes to make a difference to its energy in y (H, W)."""
+    cleared = torch.stack([kernel.where(kernel >= share * kernel.max(), 0) for share in (0, *FAINT)])
+    cleared /= cleared.sum((1, 2), keepdim=True)
+    energies = [energy for _, energy in badness(two_opinions(y, away_from_lights(y)), cleared)]
+    return cleared[max(n for n, energy in enumerate(energies) if energy <= (1 + NO_DIFFERENCE) * energies[0])]
 
 
 def coarse_to_fine_kernels(
