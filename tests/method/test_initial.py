@@ -6,6 +6,7 @@ import pytest
 import torch
 from common import blurred, similarity
 from scipy.signal import correlate
+from skimage import data
 
 from selfdeblur.classical import deconvolution, deconvolve, estimate_kernel, judge, linear, search
 from selfdeblur.classical.clipped import away_from_lights, lights
@@ -269,6 +270,43 @@ def test_smoothing_is_that_of_opencv_inside_the_border():
     y = torch.rand(40, 50, generator=torch.Generator().manual_seed(0))
     smooth = torch.from_numpy(cv2.GaussianBlur(y.numpy(), (9, 9), 1.5)[4:-4, 4:-4])
     assert torch.allclose(linear.smooth(y, 1.5), smooth, atol=1e-5)
+
+
+def test_faint_entries_that_make_no_difference_are_left_out():
+    """Two points: what is faint beside them goes, and the points stay."""
+    true = np.zeros((11, 11))
+    true[2, 3], true[8, 7] = 0.6, 0.4
+    x = data.camera()[100:270, 180:350] / 255
+    y = blur(*(torch.from_numpy(a)[None, None] for a in (x, true)))[0, 0].float()
+    found = true.copy()
+    found[[0, 1, 4, 5, 9, 10], [7, 0, 9, 2, 3, 8]] = 0.04
+    found = torch.from_numpy(found / found.sum()).float()
+    cleared = search._cleared(y, found)
+    assert float(cleared.sum()) == pytest.approx(1, abs=1e-6)
+    assert int((cleared > 0).sum()) == 2
+    assert kernel_error(cleared, true) < 1e-3 < 0.2 < kernel_error(found, true)
+
+
+def kernel_error(kernel, true):
+    return float(np.abs(kernel.numpy() - true).sum())
+
+
+def test_a_camera_shake_keeps_its_faint_parts():
+    _, kernel, y = blurred("camera", 160, 11, 5)
+    y, kernel = (torch.as_tensor(a, dtype=torch.float32) for a in (y, kernel))
+    cleared = search._cleared(y, kernel)
+    assert kernel_error(cleared, kernel.numpy()) < 0.1
+
+
+def test_a_refined_kernel_stays_within_a_mask():
+    _, kernel, y = blurred("camera", 120, 11, 5)
+    y, kernel = (torch.as_tensor(a, dtype=torch.float32) for a in (y, kernel))
+    kernel[0, 0] = 0.1
+    within = search._grown(kernel > 0.01)
+    within[:2, :2] = False
+    refined = refine_kernel(y, kernel / kernel.sum(), within=within)
+    assert float(refined.sum()) == pytest.approx(1, abs=1e-6)
+    assert int((refined > 0).sum()) <= int(within.sum())
 
 
 def test_a_fitted_kernel_that_is_clearly_better():
