@@ -111,7 +111,7 @@ def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
     # White noise of y has twice its variance in the gradients, four times at their finest detail. Were not even that
     # allowed for, a kernel near to a point, which leaves such detail in the image, would explain y best.
-    of_y = noise_level(y) ** 2
+    of_y = _noise_of_detail(y) ** 2
     noise = max(1e-5 + 2 * of_y, 4 * of_y)
     y = gradients(y)
     blur = Correlation(y.shape[-2:], kernel.shape[-2:], of_gradients(away))
@@ -202,15 +202,15 @@ def noise_level(y):
     JPEG takes the finest noise away and leaves the rest. In an image made of its blocks the noise is that of an image
     of half the size, which white noise would have as well, and edges add a little to it; not less than NOISE_OF_BLOCKS.
     """
-    level = _finest_noise(y)
-    if min(y.shape) >= SMALLEST_WITH_BLOCKS and has_blocks(y):
-        level = max(level, 2 * _finest_noise(F.avg_pool2d(y[None, None], 2)[0, 0]), NOISE_OF_BLOCKS)
+    level = _noise_of_detail(y)
+    if has_blocks(y):
+        level = max(level, 2 * _finest_noise(F.avg_pool2d(y[None, None], 2)[0, 0]))
     return level
 
 
 def has_blocks(y):
     """Whether an image (H, W) shows the borders of the blocks of 8 x 8 pixels that JPEG is made of."""
-    return max(_blockiness(y), _blockiness(y.T)) > BLOCKINESS
+    return min(y.shape) >= SMALLEST_WITH_BLOCKS and max(_blockiness(y), _blockiness(y.T)) > BLOCKINESS
 
 
 def _blockiness(y):
@@ -218,6 +218,11 @@ def _blockiness(y):
     steps = (y[:, 3:] - 3 * y[:, 2:-1] + 3 * y[:, 1:-2] - y[:, :-3]).abs().mean(0)
     places = torch.stack([steps[n::8].mean() for n in range(8)])
     return float(places.max() / places.median().clamp(min=1e-9))
+
+
+def _noise_of_detail(y):
+    """The noise of the finest differences, which is what gradients have; in an image of blocks not too little of it."""
+    return max(_finest_noise(y), NOISE_OF_BLOCKS if has_blocks(y) else 0)
 
 
 def _finest_noise(y):
