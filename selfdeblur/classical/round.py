@@ -32,9 +32,11 @@ EFFORT, BEST = {"rounds": 10, "steps": 6}, 2
 
 # A round kernel is taken if its free energy in y is at most so many times that of the kernel that was found, that in y
 # smoothed at most as large, and the product of both ratios at most AS_GOOD_IN_BOTH. A kernel that was found is fitted
-# to y, noise and all, which makes up to 6 % on its side. Where the noise is more than MUCH_NOISE, all kernels have
-# nearly the same energy, and less will do.
-AS_GOOD, AS_GOOD_IN_NOISE, MUCH_NOISE, AS_GOOD_IN_BOTH = 1.06, 1.03, 0.015, 1.025
+# to y, noise and all, which makes up to 6 % on its side.
+AS_GOOD, AS_GOOD_IN_BOTH = 1.06, 1.025
+
+# Where there is more noise (standard deviation), all kernels have nearly the same energy, and none is taken.
+MOST_NOISE = 0.015
 
 # Parts of a pixel's side that a disk is drawn with.
 PARTS = 8
@@ -55,14 +57,14 @@ def round_kernel(y, kernel):
     tensor of float32 (h, w) or None
     """
     size = tuple(kernel.shape)
-    if min(size) < SMALLEST:
+    if min(size) < SMALLEST or noise_level(y) > MOST_NOISE:
         return None
     y = y[judged_window(y, size)]
     away = away_from_lights(y)
     sharp_opinion, smooth_opinion = (partial(_energies, *image) for image in two_opinions(y, away))
     found = [kernel.to(y)]
     of_found = sharp_opinion(found)[0]
-    enough = of_found * (AS_GOOD if noise_level(y) <= MUCH_NOISE else AS_GOOD_IN_NOISE)
+    enough = of_found * AS_GOOD
     taken = []
     for draw, values, factor in _ladders(y, away, size):
         entries = zip(sharp_opinion([draw(value, size) for value in values]), values, strict=True)

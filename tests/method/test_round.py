@@ -60,6 +60,11 @@ def test_a_camera_shake_is_not_round(shake):
     assert round_kernel(blurred(shake), shake) is None
 
 
+def test_much_noise_tells_nothing():
+    true = disk(8.0, (13, 13))
+    assert round_kernel(blurred(true, noise=0.03), true) is None
+
+
 def test_a_tiny_kernel_is_left_alone():
     kernel = torch.full((SMALLEST - 2, SMALLEST - 2), 1 / (SMALLEST - 2) ** 2)
     assert round_kernel(blurred(kernel), kernel) is None
