@@ -18,7 +18,8 @@ TRIED, LEAST_SHIFT = 3, 4.0
 
 # A double is taken if its free energy in y is less than the first share of that of the kernel that was found, and in y
 # smoothed less than the second. A true double that the search missed has 0.81 in y, those that it found 1.01 and more.
-CLEARLY_LESS, NOT_MUCH_MORE = 0.95, 1.05
+# As it is drawn at first, at a whole shift, it may have a little more than what was found.
+CLEARLY_LESS, NOT_MUCH_MORE, AT_FIRST = 0.95, 1.05, 1.1
 
 # The share of the first point and the width of both in pixels to begin with, the steps by which they and the shift are
 # moved while that helps, at most so many times, and the least of each.
@@ -58,7 +59,7 @@ def double_kernel(y, kernel):
     if not forms:
         return None
     best, form = min(zip(energies(forms), forms, strict=True), key=lambda pair: pair[0])
-    if best > 1:
+    if best > AT_FIRST:
         return None
     for _ in range(MOST_MOVES):
         moved = [form + step for step in (*STEPS, *-STEPS) if _fits(form + step, size)]

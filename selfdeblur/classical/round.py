@@ -35,8 +35,9 @@ EFFORT, BEST = {"rounds": 10, "steps": 6}, 2
 # to y, noise and all, which makes up to 6 % on its side.
 AS_GOOD, AS_GOOD_IN_BOTH = 1.06, 1.025
 
-# Where there is more noise (standard deviation), all kernels have nearly the same energy, and none is taken.
-MOST_NOISE = 0.015
+# Where there is more noise (standard deviation), all kernels have nearly the same energy, and none is taken: with 0.01
+# small camera shakes are taken for disks.
+MOST_NOISE = 7e-3
 
 # Parts of a pixel's side that a disk is drawn with.
 PARTS = 8
