@@ -314,7 +314,7 @@ class _Task:
         if self.noise_given and preset in ("release", "paper"):
             changes["tv_weight"] = TV_WEIGHT_OF_NOISE * self.noise
         settings = make_settings(preset, seed=self.seed, **changes)
-        if preset in WITH_SEARCH and noise_level(y) > settings.most_noise:
+        if noise_level(y) > min(stage.most_noise for stage in settings.each_stage().values()):
             self.notes.append("there is too much noise for a fit of networks: the kernel is that of the search")
             return None, self._search(y), None
         known = None if kernel is None else kernel.cpu().numpy()

@@ -277,6 +277,19 @@ def thin_fast(monkeypatch, steps=2):
     monkeypatch.setattr("selfdeblur.stages.estimate_kernel", lambda *_, **__: found.clone())
 
 
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_no_network_is_fitted_to_much_noise(known, monkeypatch, colour, preset):
+    def fitted(*_, **__):
+        raise AssertionError("a network was fitted")
+
+    monkeypatch.setattr(restore, "start", fitted)
+    y = colour[0] + 0.05 * np.random.default_rng(0).standard_normal(colour[0].shape)
+    result = deblurred(y.clip(0, 1).astype(np.float32), preset=preset)
+    assert known
+    assert any("too much noise" in note for note in result.notes)
+    assert np.allclose(result.kernel, KERNEL)
+
+
 def test_the_callback_sees_every_step_and_may_end_the_fit(monkeypatch, colour):
     thin_fast(monkeypatch)
     y = luminance(colour[0])
