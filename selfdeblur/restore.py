@@ -308,8 +308,6 @@ class _Task:
     def _fit(self, y, kernel=None):
         """Image or None, kernel and quality of a fit of networks to y (H, W), ended early where that is wanted."""
         preset = "nonblind" if kernel is not None else self.preset
-        if self.size is None:
-            self.size = estimate_size(y, self._searching)
         changes = {"noise_from": y.device.type}
         if self.noise_given and preset in ("release", "paper"):
             changes["tv_weight"] = TV_WEIGHT_OF_NOISE * self.noise
@@ -317,6 +315,8 @@ class _Task:
         if noise_level(y) > min(stage.most_noise for stage in settings.each_stage().values()):
             self.notes.append("there is too much noise for a fit of networks: the kernel is that of the search")
             return None, self._search(y), None
+        if self.size is None:
+            self.size = estimate_size(y, self._searching)
         known = None if kernel is None else kernel.cpu().numpy()
         run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)
         run.search_progress = self._searching
