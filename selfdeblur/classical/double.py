@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import free_energy, judged_window, two_opinions
+from selfdeblur.classical.kernels import disk
 from selfdeblur.classical.linear import gradients
 
 # Shifts that are tried, those at which the gradients are most like themselves; not below so many pixels.
@@ -26,9 +27,6 @@ CLEARLY_LESS, NOT_MUCH_MORE, AT_FIRST = 0.95, 1.05, 1.1
 SHARE, WIDTH = 0.5, 1.5
 STEPS = np.array([[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0.1, 0], [0, 0, 0, 0.8]])
 MOST_MOVES = 8
-
-# Parts of a pixel's side that a point is drawn with.
-PARTS = 8
 
 
 def double_kernel(y, kernel):
@@ -93,13 +91,8 @@ def echoes(y, kernel_size):
 def double(form, size):
     """A kernel (h, w) of two round points: their shift (down, right), the share of the first, and their width."""
     down, right, share, width = form
-    rows, columns = ((np.arange(n * PARTS) + 0.5) / PARTS - n / 2 for n in size)
-    points = []
-    for sign in (-1, 1):
-        inside = (rows[:, None] + sign * down / 2) ** 2 + (columns + sign * right / 2) ** 2 <= width**2 / 4
-        point = inside.reshape(size[0], PARTS, size[1], PARTS).mean((1, 3))
-        points.append(point / point.sum())
-    return torch.from_numpy((share * points[0] + (1 - share) * points[1]).astype(np.float32))
+    first, second = (disk(width, size, (sign * down / 2, sign * right / 2)) for sign in (1, -1))
+    return torch.from_numpy((share * first + (1 - share) * second).astype(np.float32))
 
 
 def _fits(form, size):

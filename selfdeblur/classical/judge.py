@@ -81,6 +81,11 @@ def badness(images, kernels, **effort):
     return [(extent < POINT_EXTENT, energy) for extent, energy in zip(*rows, strict=True)]
 
 
+def summed_energies(y, kernels):
+    """What `badness` says of kernels (n, h, w) by their energies alone, in y (H, W) and in y smoothed."""
+    return [energy for _, energy in badness(two_opinions(y, away_from_lights(y)), kernels)]
+
+
 def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
     """How badly a kernel explains the blurry image when all sharp images are weighed, not only the best one.
 
@@ -202,10 +207,10 @@ def noise_level(y):
     JPEG takes the finest noise away and leaves the rest. In an image made of its blocks the noise is that of an image
     of half the size, which white noise would have as well, and edges add a little to it; not less than NOISE_OF_BLOCKS.
     """
-    level = _noise_of_detail(y)
-    if has_blocks(y):
-        level = max(level, 2 * _finest_noise(F.avg_pool2d(y[None, None], 2)[0, 0]))
-    return level
+    if not has_blocks(y):
+        return _finest_noise(y)
+    half = F.avg_pool2d(y[None, None], 2)[0, 0]
+    return max(_finest_noise(y), 2 * _finest_noise(half), NOISE_OF_BLOCKS)
 
 
 def has_blocks(y):

@@ -11,6 +11,9 @@ import torch
 # Entries of less than this share of the largest one are noise, and not part of the kernel.
 PART_OF_KERNEL = 0.05
 
+# Parts of a pixel's side that a disk is drawn with.
+PARTS = 8
+
 
 def camera_shake_kernel(size, *, rng):
     """Draw a random camera-shake kernel: the path of a hand that can't hold still.
@@ -75,6 +78,23 @@ def camera_shake_kernel(size, *, rng):
             weight = np.abs(1 - dr - part[:, 0]) * np.abs(1 - dc - part[:, 1])
             np.add.at(kernel, (corner[:, 0] + dr, corner[:, 1] + dc), weight)
     return kernel / kernel.sum()
+
+
+def disk(diameter, size, place=(0.0, 0.0)):
+    """A disk of a diameter in pixels, an ndarray of float64 (h, w) of sum 1; each pixel has the share that is covered.
+
+    ``place`` is how far down and to the right of the middle it lies.
+    """
+    rows, columns = (
+        ((np.arange(n * PARTS) + 0.5) / PARTS - n / 2 - shift) ** 2 for n, shift in zip(size, place, strict=True)
+    )
+    inside = (rows[:, None] + columns <= diameter**2 / 4).reshape(size[0], PARTS, size[1], PARTS).mean((1, 3))
+    return inside / inside.sum()
+
+
+def odd(n):
+    """The odd number of at least 3 that is nearest to n."""
+    return max(2 * round((n - 1) / 2) + 1, 3)
 
 
 def centred(kernels):

@@ -13,6 +13,7 @@ from operator import itemgetter
 import numpy as np
 import torch
 
+from selfdeblur.classical import kernels
 from selfdeblur.classical.clipped import away_from_lights, shrunk
 from selfdeblur.classical.judge import free_energy, judged_window, noise_level, two_opinions
 from selfdeblur.classical.linear import shrink
@@ -38,9 +39,6 @@ AS_GOOD, AS_GOOD_IN_BOTH = 1.06, 1.025
 # Where there is more noise (standard deviation), all kernels have nearly the same energy, and none is taken: with 0.01
 # small camera shakes are taken for disks.
 MOST_NOISE = 7e-3
-
-# Parts of a pixel's side that a disk is drawn with.
-PARTS = 8
 
 
 def round_kernel(y, kernel):
@@ -80,8 +78,8 @@ def round_kernel(y, kernel):
         for _ in range(3):  # between two rungs of the ladder, ever nearer
             factor = math.sqrt(factor)
             values = best[-1] / factor, best[-1] * factor
-            kernels = [draw(value, size) for value in values]
-            energies = zip(sharp_opinion(kernels), smooth_opinion(kernels), values, strict=True)
+            drawn = [draw(value, size) for value in values]
+            energies = zip(sharp_opinion(drawn), smooth_opinion(drawn), values, strict=True)
             best = min(best, *((energy + other, energy, other, value) for energy, other, value in energies))
         both = best[1] * best[2] / (of_found * smoothed[0])
         if best[1] <= enough and best[2] <= smoothed[0] and both <= AS_GOOD_IN_BOTH:
@@ -94,8 +92,8 @@ def is_round(kernel):
     return bool(kernel.max() < 1) and all(torch.equal(kernel, kernel.flip(axis)) for axis in (0, 1))
 
 
-def _energies(y, away, kernels):
-    return free_energy(y, torch.stack([kernel.to(y) for kernel in kernels]), away=away).tolist()
+def _energies(y, away, judged):
+    return free_energy(y, torch.stack([kernel.to(y) for kernel in judged]), away=away).tolist()
 
 
 def _ladders(y, away, size):
@@ -104,28 +102,24 @@ def _ladders(y, away, size):
     while min(size) / scale > 1.5 * SMALL_KERNEL and min(y.shape) / scale >= SMALL_IMAGE:
         scale *= 2
     shape = tuple(round(n / scale) for n in y.shape)
-    small = tuple(max(2 * round((n / scale - 1) / 2) + 1, 3) for n in size)
+    small = tuple(kernels.odd(n / scale) for n in size)
     y, away = (shrink(y, shape), shrunk(away, shape)) if scale > 1 else (y, away)
     for draw, (least, factor, share) in ((disk, DISKS), (gaussian, GAUSSIANS)):
         steps = max(int(math.log(max(share * min(size) / least, 1)) / math.log(factor)), 0)
         values = [least * factor**step for step in range(steps + 1)]
-        kernels = torch.stack([draw(value / scale, small) for value in values]).to(y)
-        energies = free_energy(y, kernels, away=away, **EFFORT)
+        energies = free_energy(
+            y, torch.stack([draw(value / scale, small) for value in values]).to(y), away=away, **EFFORT
+        )
         yield draw, [values[n] for n in energies.argsort()[:BEST].tolist()], factor
 
 
 def disk(diameter, size):
-    """A disk of a diameter in pixels in the middle of (h, w); each pixel has the share of it that is covered."""
-    rows, columns = (((np.arange(n * PARTS) + 0.5) / PARTS - n / 2) ** 2 for n in size)
-    inside = (rows[:, None] + columns <= diameter**2 / 4).reshape(size[0], PARTS, size[1], PARTS)
-    return _kernel(inside.mean((1, 3)))
+    """A disk of a diameter in pixels in the middle of (h, w), see `kernels.disk`."""
+    return torch.from_numpy(kernels.disk(diameter, size).astype(np.float32))
 
 
 def gaussian(deviation, size):
     """A Gaussian of a standard deviation in pixels in the middle of (h, w)."""
     rows, columns = (np.exp(-((np.arange(n) - n // 2) ** 2) / (2 * deviation**2)) for n in size)
-    return _kernel(rows[:, None] * columns)
-
-
-def _kernel(values):
-    return torch.from_numpy((values / values.sum()).astype(np.float32))
+    kernel = rows[:, None] * columns
+    return torch.from_numpy((kernel / kernel.sum()).astype(np.float32))

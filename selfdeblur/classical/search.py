@@ -23,8 +23,8 @@ from selfdeblur.classical.clipped import away_from_lights, of_gradients, shrunk
 from selfdeblur.classical.deconvolution import fit_kernel, refine_kernel
 from selfdeblur.classical.double import double_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level, quantile
-from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, two_opinions
-from selfdeblur.classical.kernels import camera_shake_kernel, centred, similarity
+from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, summed_energies, two_opinions
+from selfdeblur.classical.kernels import camera_shake_kernel, centred, odd, similarity
 from selfdeblur.classical.linear import Correlation, gradients, shrink
 from selfdeblur.classical.recorded import Recorded
 from selfdeblur.classical.round import round_kernel
@@ -182,7 +182,7 @@ def _cleared(y, kernel):
     """A kernel (h, w) without its faint entries, as many as it takes to make a difference to its energy in y (H, W)."""
     cleared = torch.stack([kernel.where(kernel >= share * kernel.max(), 0) for share in (0, *FAINT)])
     cleared /= cleared.sum((1, 2), keepdim=True)
-    energies = [energy for _, energy in badness(two_opinions(y, away_from_lights(y)), cleared)]
+    energies = summed_energies(y, cleared)
     return cleared[max(n for n, energy in enumerate(energies) if energy <= (1 + NO_DIFFERENCE) * energies[0])]
 
 
@@ -433,12 +433,8 @@ def _sizes(size, kernel_size):
         scale /= PYRAMID_RATIO
         if min(size) * scale <= COARSEST_IMAGE:
             break
-        sizes.append((tuple(round(n * scale) for n in size), tuple(_odd(n * scale) for n in kernel_size)))
+        sizes.append((tuple(round(n * scale) for n in size), tuple(odd(n * scale) for n in kernel_size)))
     return sizes
-
-
-def _odd(n):
-    return max(2 * round((n - 1) / 2) + 1, 3)
 
 
 def _starts(size, count, rng):

@@ -8,8 +8,7 @@ find is judged in one frame.
 
 import torch
 
-from selfdeblur.classical.clipped import away_from_lights
-from selfdeblur.classical.judge import badness, judged_window, two_opinions
+from selfdeblur.classical.judge import judged_window, summed_energies
 from selfdeblur.classical.kernels import PART_OF_KERNEL, framed
 from selfdeblur.classical.linear import shrink
 from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel
@@ -124,8 +123,7 @@ def _simplest(y, kernels):
 
 def _energies(y, kernels, size):
     """The energies of kernels of several sizes in y (H, W), in one frame (h, w), so that they can be compared."""
-    kernels = torch.stack([framed(kernel, size) for kernel in kernels])
-    return [energy for _, energy in badness(two_opinions(y, away_from_lights(y)), kernels)]
+    return summed_energies(y, torch.stack([framed(kernel, size) for kernel in kernels]))
 
 
 def _trimmed(kernel):

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from selfdeblur.classical.clipped import away_from_lights
-from selfdeblur.classical.judge import badness, busiest_window, two_opinions
+from selfdeblur.classical.judge import busiest_window, summed_energies
 from selfdeblur.classical.linear import shrink
 from selfdeblur.classical.search import refitted
 
@@ -49,7 +48,7 @@ def variation(y, kernel):
     kernel = kernel / kernel.sum()
     windows = [window.contiguous() for window in _windows(half)]
     own = torch.stack([refitted(window, kernel) for window in windows])
-    energies = np.array([[energy for _, energy in badness(two_opinions(w, away_from_lights(w)), own)] for w in windows])
+    energies = np.array([summed_energies(w, own) for w in windows])
     ratios = energies / energies.diagonal()[:, None]
     return float(np.mean([min(ratios[i, j], ratios[j, i]) for i, j in itertools.combinations(range(len(own)), 2)]))
 
