@@ -12,8 +12,8 @@ from torch import Tensor
 
 from selfdeblur.classical import deconvolve, estimate_kernel, quality
 from selfdeblur.classical.judge import busiest_window, clearly_better, noise_level
-from selfdeblur.classical.round import is_round
 from selfdeblur.classical.search import SEARCHES_AGAIN
+from selfdeblur.classical.simple import is_simple
 from selfdeblur.classical.trails import kernel_of_trails
 from selfdeblur.forward import centre
 from selfdeblur.solver import Fit
@@ -21,7 +21,7 @@ from selfdeblur.vote import vote
 
 # Why the estimate is taken where it needed no search.
 TRAILS = "trails of lights show the kernel"
-ROUND = "a disk or a Gaussian explains the blurry image"
+SIMPLE = "a disk, a Gaussian, a line or two points explain the blurry image"
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ class Run:
             return None
         if kernel_of_trails(y, self.kernel_size) is not None:
             return TRAILS
-        if is_round(estimate):
-            return ROUND
+        if is_simple(estimate):
+            return SIMPLE
         if noise_level(y) > settings.most_noise:
             return "there is too much noise for a fit of networks"
         if clearly_better(y, estimate, kernel, share=settings.passes):

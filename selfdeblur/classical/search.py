@@ -21,13 +21,12 @@ import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights, of_gradients, shrunk
 from selfdeblur.classical.deconvolution import fit_kernel, refine_kernel
-from selfdeblur.classical.double import double_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level, quantile
 from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, summed_energies, two_opinions
 from selfdeblur.classical.kernels import camera_shake_kernel, centred, odd, similarity
 from selfdeblur.classical.linear import Correlation, gradients, shrink
 from selfdeblur.classical.recorded import Recorded
-from selfdeblur.classical.round import round_kernel
+from selfdeblur.classical.simple import simple_kernel
 from selfdeblur.classical.trails import kernel_of_trails
 
 # Factor between neighbouring scales. The coarsest has an image or a kernel of about so many pixels a side.
@@ -116,9 +115,9 @@ def estimate_kernel(
 ) -> torch.Tensor:
     """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
-    Where trails of lights show the kernel, see `kernel_of_trails`, it is taken from them. Where a disk or a Gaussian
-    explains the image as well as what the search found, see `round_kernel`, or two points clearly better, see
-    `double_kernel`, that is taken.
+    Where trails of lights show the kernel, see `kernel_of_trails`, it is taken from them. Where a disk, a
+    Gaussian, a line or two points explain the image as well as what the search found, see `simple_kernel`, that is
+    taken.
 
     Parameters
     ----------
@@ -167,10 +166,8 @@ def estimate_kernel(
     kernel = _cleared(part, lifted[free_energy(part, lifted, away=away_from_lights(part)).argmin()])
     if quiet:
         kernel = _cleared(part, refine_kernel(y, kernel, within=_grown(kernel > 0)))
-    for simple in (double_kernel, round_kernel):
-        if (better := simple(y, kernel)) is not None:
-            return better
-    return kernel
+    simple = simple_kernel(y, kernel)
+    return kernel if simple is None else simple
 
 
 def _grown(inside):

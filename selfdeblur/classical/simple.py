@@ -1,0 +1,244 @@
+"""Simple kernels: disks, Gaussians, straight lines and doubles.
+
+A lens out of focus makes a disk, a steady motion a line, a knock a double. One
+to four numbers tell such a kernel, so that all can be tried, and none can be
+fitted to noise. The kernel search, whose sharp image has few gradients, finds
+them badly; the spectrum of y, see `selfdeblur.classical.spectrum`, shows them
+plainly, by its rings or stripes of zeros.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from selfdeblur.classical import kernels
+from selfdeblur.classical.clipped import away_from_lights
+from selfdeblur.classical.judge import free_energy, judged_window, noise_level, two_opinions
+from selfdeblur.classical.linear import gradients
+from selfdeblur.classical.spectrum import Spectrum
+
+# Smaller kernels have no form to speak of.
+SMALLEST = 5
+
+# Lengths of lines in pixels: the least one and the factor between neighbours; their directions are so many pixels apart
+# at the ends.
+LINES, APART = (3.0, 1.25), 1.5
+
+# The least and largest width of a line or of a point of a double in pixels; those that doubles are tried with, and the
+# shares of the first point.
+WIDTHS, TRIED_WIDTHS, TRIED_SHARES = (1.0, 5.0), (1.5, 2.5), (0.5, 0.35)
+
+# Doubles are tried at so many shifts, those at which the gradients are most like themselves; not below so many pixels.
+SHIFTS, LEAST_SHIFT = 3, 4.0
+
+# The best numbers of a form from which these are moved while that helps; the rounds, each with half the step of the one
+# before, and the moves in a round.
+BEGINNINGS, ROUNDS, MOVES = 3, 4, 4
+
+# Forms are compared at so many frequencies, and the best of each kind at all.
+FREQUENCIES = 16_000
+
+# A simple kernel is taken if its misfit is above that of the kernel that was found by at most this share of what a
+# point, which explains nothing, has above it; and below that of a point by at least this. Camera shakes of Levin have
+# misfits 0.2 to 1 times that of a point above theirs, true simple kernels, but for some pages, from below zero to 0.03.
+NOT_WORSE, BETTER_THAN_A_POINT = 0.05, 2e-3
+
+# And if its free energy in y, and the product of those in y and in y smoothed, are at most so many times those of the
+# kernel that was found, which is fitted to y, noise and all. Bricks and lamps have a spectrum of their own, with which
+# wrong simple kernels agree: these have 1.33 and more in the product, true ones up to 1.28.
+MOST_ENERGY, MOST_PRODUCT = 1.3, 1.3
+
+
+@dataclass(frozen=True)
+class Form:
+    """One kind of simple kernel.
+
+    Attributes
+    ----------
+    draw : callable
+        From its numbers and a size (h, w) the kernel, an ndarray of float64 (h, w).
+    steps : tuple of tuple of float
+        What its numbers are moved by at first.
+    fits : callable
+        Whether numbers make a kernel of that kind within a size.
+    """
+
+    draw: Callable
+    steps: tuple
+    fits: Callable
+
+
+def simple_kernel(y, kernel):
+    """The simple kernel that explains y as well as the kernel that was found, if there is one.
+
+    Parameters
+    ----------
+    y : tensor (H, W)
+        Blurry image, 0..1.
+    kernel : tensor (h, w)
+        The kernel that was found.
+
+    Returns
+    -------
+    tensor of float32 (h, w) or None
+    """
+    size = tuple(kernel.shape)
+    if min(size) < SMALLEST:
+        return None
+    y = y[judged_window(y, size)]
+    spectrum = Spectrum(y, noise_level(y))
+    some = spectrum.at_some_frequencies(FREQUENCIES)
+    drawn = [_nearest(some, FORMS[name], numbers, size) for name, numbers in _tried(y, size).items() if numbers]
+    # The spectrum is the same for a double turned by 180 degrees.
+    drawn += [form[::-1, ::-1] for form in drawn if not np.array_equal(form, form[::-1, ::-1])]
+    candidates = [torch.from_numpy(form.astype(np.float32)).to(kernel) for form in drawn]
+    point = torch.zeros_like(kernel)
+    point[tuple(n // 2 for n in size)] = 1
+    of_found, of_point, *misfits = spectrum.misfits(torch.stack([kernel, point, *candidates]).to(y)).tolist()
+    enough = min(of_found + NOT_WORSE * max(of_point - of_found, 0), of_point - BETTER_THAN_A_POINT)
+    candidates = [form for form, misfit in zip(candidates, misfits, strict=True) if misfit <= enough]
+    if not candidates:
+        return None
+    judged = torch.stack([kernel, *candidates]).to(y)
+    energies = [free_energy(image, judged, away=away) for image, away in two_opinions(y, away_from_lights(y))]
+    in_y, smoothed = ((energy[1:] / energy[0]).tolist() for energy in energies)
+    taken = [(a * b, n) for n, (a, b) in enumerate(zip(in_y, smoothed, strict=True)) if a <= MOST_ENERGY]
+    product, best = min(taken, default=(math.inf, None))
+    return candidates[best] if product <= MOST_PRODUCT else None
+
+
+def is_simple(kernel):
+    """Whether a kernel (h, w) is of a form that `simple_kernel` draws.
+
+    Such a kernel is the same turned by 180 degrees, or two small points.
+    """
+    if kernel.max() == 1:
+        return False
+    if torch.equal(kernel, kernel.flip(0, 1)):
+        return True
+    inside = (kernel > kernels.PART_OF_KERNEL * kernel.max()).cpu().numpy().astype(np.uint8)
+    count, _, boxes, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
+    sides = boxes[1:, cv2.CC_STAT_WIDTH : cv2.CC_STAT_HEIGHT + 1]
+    return count == 3 and int(sides.max()) <= WIDTHS[1] + 2
+
+
+def disk(diameter, size):
+    """A disk of a diameter in pixels in the middle of (h, w)."""
+    return kernels.disk(diameter, size)
+
+
+def gaussian(deviation, size):
+    """A Gaussian of a standard deviation in pixels in the middle of (h, w)."""
+    rows, columns = (np.exp(-((np.arange(n) - n // 2) ** 2) / (2 * deviation**2)) for n in size)
+    kernel = rows[:, None] * columns
+    return kernel / kernel.sum()
+
+
+def line(down, right, width, size):
+    """A line of a width in pixels in the middle of (h, w), one end so far down and to the right of the other."""
+    length = math.hypot(down, right)
+    rows, columns = (np.arange(n) - n // 2 for n in size)
+    along = (rows[:, None] * down + columns * right) / length
+    across = (columns * down - rows[:, None] * right) / length
+    distance = np.hypot(np.maximum(np.abs(along) - length / 2, 0), across)
+    kernel = np.clip((width + 1) / 2 - distance, 0, 1)
+    kernel = kernel + kernel[::-1, ::-1]
+    return kernel / kernel.sum()
+
+
+def double(down, right, share, width, size):
+    """A kernel (h, w) of two disks: the shift between them in pixels, the share of the first, their width."""
+    first, second = (kernels.disk(width, size, (sign * down / 2, sign * right / 2)) for sign in (1, -1))
+    return share * first + (1 - share) * second
+
+
+def _within(down, right, width, size):
+    inside = abs(down) + width <= size[0] + 1 and abs(right) + width <= size[1] + 1
+    return inside and WIDTHS[0] <= width <= WIDTHS[1]
+
+
+FORMS = {
+    "disk": Form(disk, ((0.5,),), lambda diameter, size: 2 <= diameter <= min(size)),
+    "Gaussian": Form(gaussian, ((0.15,),), lambda deviation, size: 0.4 <= deviation <= 0.25 * min(size)),
+    "line": Form(
+        line,
+        ((0.7, 0, 0), (0, 0.7, 0), (0, 0, 0.5)),
+        lambda down, right, width, size: _within(down, right, width, size) and math.hypot(down, right) >= 2,
+    ),
+    "double": Form(
+        double,
+        ((0.5, 0, 0, 0), (0, 0.5, 0, 0), (0, 0, 0.1, 0), (0, 0, 0, 0.5)),
+        lambda down, right, share, width, size: (
+            _within(down, right, width, size) and math.hypot(down, right) >= LEAST_SHIFT and 0.1 < share < 0.9
+        ),
+    ),
+}
+
+
+def _tried(y, size):
+    """The numbers of each form that are tried at first."""
+    tried = {
+        "disk": [(diameter,) for diameter in _ladder(3.0, 1.12, min(size))],
+        "Gaussian": [(deviation,) for deviation in _ladder(0.6, 1.15, 0.25 * min(size))],
+        "line": [],
+        "double": [
+            (*shift, share, width) for shift in echoes(y, size) for share in TRIED_SHARES for width in TRIED_WIDTHS
+        ],
+    }
+    for length in _ladder(*LINES, math.hypot(*size)):
+        count = math.ceil(math.pi * length / 2 / APART)
+        angles = [math.pi * n / count for n in range(count)]
+        tried["line"] += [(length * math.sin(angle), length * math.cos(angle), 1.5) for angle in angles]
+    return {name: [form for form in forms if FORMS[name].fits(*form, size)] for name, forms in tried.items()}
+
+
+def _ladder(least, factor, most):
+    """Values from the least to the largest, each so many times the one before."""
+    return [least * factor**n for n in range(max(int(math.log(max(most / least, 1)) / math.log(factor)) + 1, 0))]
+
+
+def _nearest(spectrum, form, tried, size):
+    """The kernel of a form that is nearest to the spectrum, from the best of some numbers on."""
+
+    def ordered(forms):
+        drawn = torch.from_numpy(np.stack([form.draw(*numbers, size) for numbers in forms]))
+        return sorted(zip(spectrum.misfits(drawn.to(spectrum.power)).tolist(), forms, strict=True))
+
+    ends = []
+    for least, numbers in ordered(tried)[:BEGINNINGS]:
+        steps = np.array(form.steps)
+        for _ in range(ROUNDS):
+            for _ in range(MOVES):
+                moved = [tuple(numbers + step) for step in (*steps, *-steps)]
+                moved = [other for other in moved if form.fits(*other, size)]
+                misfit, nearer = ordered(moved)[0] if moved else (math.inf, None)
+                if misfit >= least:
+                    break
+                least, numbers = misfit, nearer
+            steps = steps / 2
+        ends.append((least, numbers))
+    return form.draw(*min(ends)[1], size)
+
+
+def echoes(y, kernel_size):
+    """The shifts (down, right) within a kernel's size at which the gradients of y are most like themselves.
+
+    They are the largest peaks of the cepstrum: the transform of the logarithm of the power spectrum.
+    """
+    g = gradients(y)
+    window = (torch.hann_window(n, periodic=False, dtype=y.dtype, device=y.device) for n in g.shape[-2:])
+    rows, columns = window
+    power = torch.fft.rfft2(g * rows[:, None] * columns).abs().square().sum(0)
+    cepstrum = torch.fft.irfft2((power + 1e-3 * power.mean()).log(), s=g.shape[-2:])
+    h, w = (min(n, (m - 1) // 2) for n, m in zip(kernel_size, g.shape[-2:], strict=True))
+    near = cepstrum.roll((h, w), (0, 1))[: 2 * h + 1, : 2 * w + 1]
+    down, right = torch.meshgrid(torch.arange(-h, h + 1), torch.arange(-w, w + 1), indexing="ij")
+    peaks = (F.max_pool2d(near[None, None], 5, 1, 2)[0, 0] == near).cpu()
+    peaks &= (down.square() + right.square() >= LEAST_SHIFT**2) & ((down > 0) | ((down == 0) & (right > 0)))
+    order = near.cpu()[peaks].argsort(descending=True)[:SHIFTS]
+    return torch.stack([down[peaks][order], right[peaks][order]], 1).tolist()
