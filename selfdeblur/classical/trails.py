@@ -5,9 +5,8 @@ import numpy as np
 import torch
 
 from selfdeblur.classical.clipped import away_from_lights
-from selfdeblur.classical.judge import badness, judged_window, noise_level, two_opinions
+from selfdeblur.classical.judge import badness, judged_window, two_opinions
 from selfdeblur.classical.kernels import PART_OF_KERNEL, centred, similarity
-from selfdeblur.classical.spectrum import Spectrum
 
 # How much brighter than the ground around it a trail is, at least; it is sought above each of these levels.
 LEVELS = (0.08, 0.15, 0.25, 0.4)
@@ -49,7 +48,7 @@ def kernel_of_trails(y, kernel_size):
     tensor of float32 (h, w) or None
         Kernel, sum 1, correlation sense: a light of x draws the kernel turned by 180 degrees into y. None where no
         FEWEST trails are alike that fit into this size and stand alone, or where what they show is in
-        pieces, or explains y or its power spectrum, see `selfdeblur.classical.spectrum`, no better than a point.
+        pieces, or explains y no better than a point.
     """
     return best_kernel_of_trails(y, [kernel_size])
 
@@ -87,11 +86,7 @@ def _seen(y, kernel_size):
     point = torch.zeros_like(kernel)
     point[tuple(n // 2 for n in kernel_size)] = 1
     part = y[judged_window(y, kernel_size)]
-    both = torch.stack([kernel, point]).to(y)
-    misfit, others_misfit = Spectrum(part, noise_level(part)).misfits(both).tolist()
-    if misfit > others_misfit:
-        return None
-    (_, energy), (_, others) = badness(two_opinions(part, away_from_lights(part)), both)
+    (_, energy), (_, others) = badness(two_opinions(part, away_from_lights(part)), torch.stack([kernel, point]).to(y))
     return energy / others, kernel.to(y)
 
 
