@@ -40,8 +40,8 @@ LEAST_CONTRAST = 0.5
 MOST_MISFIT, MISFIT_OF_NOISE = 0.02, 2
 
 # ``shortfall`` from which on a kernel does not explain the power spectrum of y, in nats for each frequency. Of the
-# development half of the zoo 12 kernels of 24 that give 2.5 dB less than the true one have more, and 2 of 36 others,
-# both of pictures with clipped lights; a true kernel has 0.001 to 0.03, where edges are parallel or lights clipped more.
+# development half of the zoo 10 kernels of 24 that give 2.5 dB less than the true one have more, and 2 of 36 others,
+# both of pictures with clipped lights. A true kernel has -0.02 to 0.03, more where edges are parallel, as in pages.
 MOST_SHORTFALL = 0.035
 
 # A pixel of y is not explained by a light that has less than this share in it.

@@ -44,14 +44,19 @@ BEGINNINGS, ROUNDS, MOVES = 3, 4, 4
 FREQUENCIES = 16_000
 
 # A simple kernel is taken if its misfit is above that of the kernel that was found by at most this share of what a
-# point, which explains nothing, has above it; and below that of a point by at least this. Camera shakes of Levin have
-# misfits 0.2 to 1 times that of a point above theirs, true simple kernels, but for some pages, from below zero to 0.03.
-NOT_WORSE, BETTER_THAN_A_POINT = 0.05, 2e-3
+# point, which explains nothing, has above it; and below that of a point by so much, for each frequency and in all.
+# Camera shakes of Levin have misfits 0.2 to 1 times that of a point above theirs, true simple kernels, but for some
+# pages, from below zero to 0.03.
+NOT_WORSE, BETTER_THAN_A_POINT, IN_ALL = 0.05, 2e-3, 40.0
 
-# And if its free energy in y, and the product of those in y and in y smoothed, are at most so many times those of the
-# kernel that was found, which is fitted to y, noise and all. Bricks and lamps have a spectrum of their own, with which
-# wrong simple kernels agree: these have 1.33 and more in the product, true ones up to 1.28.
-MOST_ENERGY, MOST_PRODUCT = 1.3, 1.3
+# A form stands alone if it is this share of the way from a point to its misfit ahead of all other forms: a Gaussian and
+# a disk may be alike, a line or a double is like nothing else.
+ALONE = 0.6
+
+# The free energies in y and in y smoothed have a say: their product is at most so many times that of the kernel that
+# was found, which is fitted to y, noise and all, and so is the first alone. Bricks and lamps have a spectrum of their
+# own, with which wrong simple kernels agree. Of a form that stands alone the product may be larger.
+MOST_ENERGY, MOST_OF_ONE_ALONE = 1.3, 2.0
 
 
 @dataclass(frozen=True)
@@ -93,29 +98,39 @@ def simple_kernel(y, kernel):
     y = y[judged_window(y, size)]
     spectrum = Spectrum(y, noise_level(y))
     some = spectrum.at_some_frequencies(FREQUENCIES)
-    drawn = [_nearest(some, FORMS[name], numbers, size) for name, numbers in _tried(y, size).items() if numbers]
-    # The spectrum is the same for a double turned by 180 degrees.
-    drawn += [form[::-1, ::-1] for form in drawn if not np.array_equal(form, form[::-1, ::-1])]
-    candidates = [torch.from_numpy(form.astype(np.float32)).to(kernel) for form in drawn]
+    forms = [_nearest(some, FORMS[name], numbers, size) for name, numbers in _tried(y, size).items() if numbers]
+    if not forms:
+        return None
     point = torch.zeros_like(kernel)
     point[tuple(n // 2 for n in size)] = 1
-    of_found, of_point, *misfits = spectrum.misfits(torch.stack([kernel, point, *candidates]).to(y)).tolist()
-    enough = min(of_found + NOT_WORSE * max(of_point - of_found, 0), of_point - BETTER_THAN_A_POINT)
-    candidates = [form for form, misfit in zip(candidates, misfits, strict=True) if misfit <= enough]
-    if not candidates:
+    judged = torch.stack([kernel, point, *(_like(form, kernel) for form in forms)])
+    of_found, of_point, *misfits = spectrum.misfits(judged.to(y)).tolist()
+    better = max(BETTER_THAN_A_POINT, IN_ALL / len(spectrum.power))
+    enough = min(of_found + NOT_WORSE * max(of_point - of_found, 0), of_point - better)
+    first, second = sorted([*misfits, of_point])[:2]
+    alone = second - first >= ALONE * (of_point - first)
+    forms = [form for form, misfit in zip(forms, misfits, strict=True) if misfit <= (first if alone else enough)]
+    if first > enough:
         return None
-    judged = torch.stack([kernel, *candidates]).to(y)
-    energies = [free_energy(image, judged, away=away) for image, away in two_opinions(y, away_from_lights(y))]
+    # The spectrum is the same for a double turned by 180 degrees.
+    forms += [form[::-1, ::-1] for form in forms if not np.array_equal(form, form[::-1, ::-1])]
+    judged = torch.stack([kernel, *(_like(form, kernel) for form in forms)])
+    energies = [free_energy(image, judged.to(y), away=away) for image, away in two_opinions(y, away_from_lights(y))]
     in_y, smoothed = ((energy[1:] / energy[0]).tolist() for energy in energies)
-    taken = [(a * b, n) for n, (a, b) in enumerate(zip(in_y, smoothed, strict=True)) if a <= MOST_ENERGY]
-    product, best = min(taken, default=(math.inf, None))
-    return candidates[best] if product <= MOST_PRODUCT else None
+    most_in_y, most = (math.inf, MOST_OF_ONE_ALONE) if alone else (MOST_ENERGY, MOST_ENERGY)
+    products = [a * b if a <= most_in_y else math.inf for a, b in zip(in_y, smoothed, strict=True)]
+    least = min(products)
+    return judged[1 + products.index(least)].clone() if least <= most else None
+
+
+def _like(form, kernel):
+    return torch.from_numpy(form.astype(np.float32)).to(kernel)
 
 
 def is_simple(kernel):
     """Whether a kernel (h, w) is of a form that `simple_kernel` draws.
 
-    Such a kernel is the same turned by 180 degrees, or two small points.
+    Such a kernel is the same turned by 180 degrees, or two small pieces that are about as high as wide.
     """
     if kernel.max() == 1:
         return False
@@ -123,8 +138,10 @@ def is_simple(kernel):
         return True
     inside = (kernel > kernels.PART_OF_KERNEL * kernel.max()).cpu().numpy().astype(np.uint8)
     count, _, boxes, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
-    sides = boxes[1:, cv2.CC_STAT_WIDTH : cv2.CC_STAT_HEIGHT + 1]
-    return count == 3 and int(sides.max()) <= WIDTHS[1] + 2
+    width, height, area = boxes[1:, cv2.CC_STAT_WIDTH : cv2.CC_STAT_AREA + 1].T
+    most = min(WIDTHS[1] + 2, max(kernel.shape) / 2)
+    compact = (np.abs(width - height) <= 1) & (width <= most) & (2 * area >= width * height)
+    return count == 3 and bool(compact.all())
 
 
 def disk(diameter, size):

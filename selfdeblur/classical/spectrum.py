@@ -83,8 +83,8 @@ class Spectrum:
     def shortfall(self, kernel):
         """How much less misfit a kernel of the same size (h, w) has that was moved towards the spectrum alone, nats.
 
-        Such a kernel is fitted to noise as well and is none to deblur with; but where it comes much closer to the
-        spectrum, the kernel it came from is wrong.
+        Such a kernel is none to deblur with; but where it comes much closer to the spectrum, the kernel that it came
+        from is wrong. What comes of fitting it to noise, half a nat for each entry, is taken off.
         """
         of_kernel, terms = self._misfits(kernel[None]), self._sharp_power(self._gain(kernel[None]))
         roots = (kernel + ADDED * kernel.max()).sqrt().requires_grad_()
@@ -104,7 +104,7 @@ class Spectrum:
         with torch.enable_grad():
             search.step(closure)
         with torch.no_grad():
-            return float(of_kernel - misfit())
+            return float(of_kernel - misfit()) - kernel.numel() / (2 * len(self.power))
 
     def _gain(self, kernels):
         return torch.fft.rfft2(kernels, s=self.shape)[:, self.used].abs().square()
