@@ -24,7 +24,9 @@ def blurred(kernel, picture=data.camera, corner=(60, 180), side=160):
     return (y + NOISE * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
 
 
-@pytest.mark.parametrize(("picture", "corner"), [(data.camera, (60, 180)), (data.grass, (0, 0)), (data.coins, (60, 20))])
+@pytest.mark.parametrize(
+    ("picture", "corner"), [(data.camera, (60, 180)), (data.grass, (0, 0)), (data.coins, (60, 20))]
+)
 def test_the_true_kernel_explains_the_spectrum_best(picture, corner):
     true = shake(3)
     point = torch.zeros_like(true)
