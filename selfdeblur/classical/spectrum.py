@@ -86,6 +86,7 @@ class Spectrum:
         Such a kernel is none to deblur with; but where it comes much closer to the spectrum, the kernel that it came
         from is wrong. What comes of fitting it to noise, half a nat for each entry, is taken off.
         """
+        kernel = kernel.detach().to(self.terms)
         of_kernel, terms = self._misfits(kernel[None]), self._sharp_power(self._gain(kernel[None]))
         roots = (kernel + ADDED * kernel.max()).sqrt().requires_grad_()
         terms = terms.clone().requires_grad_()

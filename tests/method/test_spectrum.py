@@ -74,4 +74,5 @@ def test_a_wrong_kernel_falls_short_of_what_the_spectrum_allows():
     spectrum = Spectrum(blurred(true), NOISE)
     right, wrong = spectrum.shortfall(true), spectrum.shortfall(shake(4))
     assert abs(right) < MOST_SHORTFALL < 2 * MOST_SHORTFALL < wrong
+    assert spectrum.shortfall(true.double()) == pytest.approx(right)
     assert not true.requires_grad
