@@ -39,7 +39,7 @@ LEAST_CONTRAST = 0.5
 # twice the deviation of the noise of y.
 MOST_MISFIT, MISFIT_OF_NOISE = 0.02, 2
 
-# ``shortfall`` from which on a kernel does not explain the power spectrum of y, in nats for each frequency: so much, and
+# ``shortfall`` from which on a kernel does not explain the power spectrum of y, in nats for each frequency: so much and
 # the second over the root of the number of frequencies, of which few say less. Of the development half of the zoo 10
 # kernels of 24 that give 2.5 dB less than the true one have more, and 2 of 36 others, both of pictures with clipped
 # lights. A true kernel has -0.02 to 0.03, more where edges are parallel, as in pages.
@@ -92,7 +92,7 @@ def assess(y, x, kernel, disagreed=None, *, lights=False):
         "contrast": centre(x, size).std() / y.std().clamp(min=1e-6),
         "ringing": ringing(y, kernel),
         "misfit": error.square().mean().sqrt(),
-        "shortfall": spectrum.shortfall(kernel) if kernel.numel() > 1 else 0,
+        "shortfall": spectrum.shortfall(kernel) if kernel.numel() > 1 and spectrum.enough else 0,
     }
     measures = {name: round(float(value), 5) for name, value in measures.items()}
     reasons = []
@@ -108,7 +108,7 @@ def assess(y, x, kernel, disagreed=None, *, lights=False):
         reasons.append("the kernel makes an image that rings")
     if measures["misfit"] > MOST_MISFIT + MISFIT_OF_NOISE * noise_level(y):
         reasons.append("image and kernel do not explain the blurry image")
-    if measures["shortfall"] > MOST_SHORTFALL + OF_FEW_FREQUENCIES / len(spectrum.power) ** 0.5 and not lights:
+    if measures["shortfall"] > MOST_SHORTFALL + OF_FEW_FREQUENCIES / max(len(spectrum.power), 1) ** 0.5 and not lights:
         reasons.append("the kernel does not explain the spectrum of the blurry image")
     if disagreed is not None:
         measures["disagreement"] = round(disagreed, 5)

@@ -97,6 +97,8 @@ def simple_kernel(y, kernel):
         return None
     y = y[judged_window(y, size)]
     spectrum = Spectrum(y, noise_level(y))
+    if not spectrum.enough:
+        return None
     some = spectrum.at_some_frequencies(FREQUENCIES)
     forms = [_nearest(some, FORMS[name], numbers, size) for name, numbers in _tried(y, size).items() if numbers]
     if not forms:

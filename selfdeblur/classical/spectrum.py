@@ -18,6 +18,9 @@ HARMONICS = (2, 4)
 # Frequencies below so many cycles over the image are left out: there the taper and single objects decide.
 LOWEST = 4
 
+# With fewer frequencies nothing is said.
+FEWEST = 200
+
 # The deviation of rounding to 8 bits: no image has less noise.
 ROUNDING = 1.1e-3
 
@@ -41,6 +44,13 @@ class Spectrum:
     Its power at frequency f is modelled as ``|K(f)|^2 S(f) + noise^2``, where the logarithm of S is a quadratic in
     that of the frequency plus HARMONICS of the direction. Power of one frequency is spread around that like an
     exponential variable, see Whittle's likelihood, but for heavier tails.
+
+    Attributes
+    ----------
+    power : tensor (n,)
+        Power at the frequencies that are used.
+    enough : bool
+        Whether these are enough to ask anything.
     """
 
     def __init__(self, y, noise):
@@ -60,6 +70,7 @@ class Spectrum:
         terms = [torch.ones_like(frequency), frequency, frequency.square()]
         self.terms = torch.stack(terms + [wave * factor for wave in waves for factor in terms[:2]])
         self.noise = max(noise, ROUNDING) ** 2
+        self.enough = len(self.power) >= FEWEST
         self.mean_log = self.power.log().mean()
 
     def misfits(self, kernels):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from skimage import data
 
+from selfdeblur.classical import quality
 from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.classical.quality import MOST_SHORTFALL
+from selfdeblur.classical.simple import simple_kernel
 from selfdeblur.classical.spectrum import Spectrum
 from selfdeblur.forward import blur
 
@@ -76,3 +78,11 @@ def test_a_wrong_kernel_falls_short_of_what_the_spectrum_allows():
     assert abs(right) < MOST_SHORTFALL < 3 * MOST_SHORTFALL < wrong
     assert spectrum.shortfall(true.double()) == pytest.approx(right)
     assert not true.requires_grad
+
+
+@pytest.mark.parametrize("side", [7, 8, 13, 20])
+def test_a_tiny_picture_tells_nothing(side):
+    y = torch.rand(side, side, generator=torch.Generator().manual_seed(0))
+    assert not Spectrum(y, NOISE).enough
+    assert simple_kernel(y, torch.full((5, 5), 1 / 25)) is None
+    assert quality.assess(y, torch.rand(side + 4, side + 4), torch.full((5, 5), 1 / 25))["shortfall"] == 0
