@@ -9,9 +9,10 @@ find is judged in one frame.
 import torch
 
 from selfdeblur.classical.judge import judged_window, summed_energies
-from selfdeblur.classical.kernels import PART_OF_KERNEL, framed
+from selfdeblur.classical.kernels import PART_OF_KERNEL, framed, odd
 from selfdeblur.classical.linear import shrink
 from selfdeblur.classical.search import SEARCHES, VARIANTS, coarse_to_fine_kernels, estimate_kernel
+from selfdeblur.classical.simple import simple_kernel
 from selfdeblur.classical.trails import best_kernel_of_trails
 
 # Sides of the frames, in pixels of y. None is larger than a share of the image's shorter side, but for the first.
@@ -74,11 +75,17 @@ def estimate_kernel_of_any_size(y, progress=None):
     Returns
     -------
     tensor of float32, (h, w)
-        As `estimate_kernel` returns it, in a frame that leaves little room around it.
+        As `estimate_kernel` returns it, in a frame that leaves little room around it. A simple kernel, see
+        `simple_kernel`, is looked for in a frame twice as large as well.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     kernel = kernel_of_trails_of_any_size(y)
-    return _trimmed(_kernel_of(y, estimate_sizes(y, progress), progress) if kernel is None else kernel)
+    if kernel is None:
+        kernel = _kernel_of(y, estimate_sizes(y, progress), progress)
+        side = max(min(2 * len(kernel) - 1, FRAMES[-1], odd(min(y.shape) / 2)), len(kernel))
+        simple = simple_kernel(y, framed(kernel, (side, side)))
+        kernel = kernel if simple is None else simple
+    return _trimmed(kernel)
 
 
 def estimate_kernel_within(y, kernel_size, progress=None):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage import data
 
-from selfdeblur.classical import estimate_kernel
+from selfdeblur.classical import estimate_kernel, size
 from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.classical.simple import (
     SMALLEST,
@@ -119,3 +119,13 @@ def test_the_search_ends_with_a_simple_kernel():
     found = estimate_kernel(blurred(true), SIZE, starts=2, searches=((5, 0),))
     assert is_simple(found)
     assert kernel_similarity(found.numpy(), true.numpy()) > 0.99
+
+
+def test_a_disk_that_is_larger_than_the_size_that_was_found(monkeypatch):
+    true = drawn(disk, (19.0,), (25, 25))
+    cut_off = true[6:19, 6:19] / true[6:19, 6:19].sum()
+    monkeypatch.setattr(size, "_kernel_of", lambda y, sizes, progress: cut_off)
+    monkeypatch.setattr(size, "estimate_sizes", lambda y, progress: [(13, 13)])
+    found = size.estimate_kernel_of_any_size(blurred(true))
+    assert is_simple(found)
+    assert kernel_similarity(found.numpy(), true.numpy()) > 0.95
