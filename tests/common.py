@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.signal import correlate, fftconvolve
 from skimage import data
 
 from selfdeblur.classical.kernels import camera_shake_kernel
+from selfdeblur.forward import blur
 
 ROOT = Path(__file__).resolve().parents[1]
 # The original program's numbers and the benchmarks, which are no part of the repository.
@@ -45,6 +47,14 @@ def blurred(picture, size, kernel_size, seed, noise=0.0):
         image = picture[:side, :side]
     y = correlate(image, kernel, mode="valid", method="fft")
     return image, kernel, y + noise * rng.standard_normal(y.shape)
+
+
+def part_blurred(kernel, picture=data.camera, corner=(60, 180), side=160, noise=2e-3):
+    """A part of a picture, ``side`` pixels a side, blurred by a kernel (h, w), with white noise; tensors of float32."""
+    rows, columns = (slice(first, first + side + n - 1) for first, n in zip(corner, kernel.shape, strict=True))
+    x = torch.from_numpy(picture()[rows, columns] / np.float32(255))
+    y = blur(x[None, None], kernel[None, None])[0, 0]
+    return (y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
 
 
 def similarity(a, b):

@@ -92,6 +92,13 @@ def disk(diameter, size, place=(0.0, 0.0)):
     return inside / inside.sum()
 
 
+def point_like(kernel):
+    """A point in the middle, a tensor of the size (h, w), type and device of a kernel: it blurs nothing."""
+    point = torch.zeros_like(kernel)
+    point[tuple(n // 2 for n in kernel.shape)] = 1
+    return point
+
+
 def odd(n):
     """The odd number of at least 3 that is nearest to n."""
     return max(2 * round((n - 1) / 2) + 1, 3)

@@ -80,6 +80,12 @@ def shrink(image, size):
     return F.interpolate(image[None, None], size=size, mode="bicubic", antialias=True, align_corners=False)[0, 0]
 
 
+def taper(x):
+    """A window (H, W) that goes to 0 at the border of images (..., H, W)."""
+    rows, columns = (torch.hann_window(n, periodic=False, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
+    return rows[:, None] * columns
+
+
 def smooth(x, sigma):
     """The valid part of an image (H, W) under a Gaussian of a standard deviation in pixels."""
     taps = gaussian(sigma, min(max(round(3 * sigma), 1), min(x.shape) // 4), x)

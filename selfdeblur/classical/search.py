@@ -115,9 +115,8 @@ def estimate_kernel(
 ) -> torch.Tensor:
     """Estimate the kernel that blurred an image: a search that needs no truth, and a refinement.
 
-    Where trails of lights show the kernel, see `kernel_of_trails`, it is taken from them. Where a disk, a
-    Gaussian, a line or two points explain the image as well as what the search found, see `simple_kernel`, that is
-    taken.
+    Where trails of lights show the kernel, see `kernel_of_trails`, it is taken from them. Where a disk, a Gaussian,
+    a line or two points explain the image as well as what the search found, see `simple_kernel`, that is taken.
 
     Parameters
     ----------

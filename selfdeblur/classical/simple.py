@@ -16,21 +16,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from selfdeblur.classical import kernels
 from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import free_energy, judged_window, noise_level, two_opinions
-from selfdeblur.classical.linear import gradients
+from selfdeblur.classical.kernels import PART_OF_KERNEL, disk, point_like
+from selfdeblur.classical.linear import gradients, taper
 from selfdeblur.classical.spectrum import Spectrum
 
 # Smaller kernels have no form to speak of.
 SMALLEST = 5
 
-# Lengths of lines in pixels: the least one and the factor between neighbours; their directions are so many pixels apart
-# at the ends.
-LINES, APART = (3.0, 1.25), 1.5
+# Diameters of disks, standard deviations of Gaussians and lengths of lines that are tried, in pixels: the least one and
+# the factor between neighbours. A Gaussian's is at most this share of the kernel's size; the directions of lines are so
+# many pixels apart at the ends.
+DISKS, GAUSSIANS, LINES, WIDEST, APART = (3.0, 1.12), (0.6, 1.15), (3.0, 1.25), 0.25, 1.5
 
-# The least and largest width of a line or of a point of a double in pixels; those that doubles are tried with, and the
-# shares of the first point.
+# The least and largest width of a line or of a point of a double in pixels. Doubles are tried with these widths, lines
+# with the first; doubles with these shares of the first point.
 WIDTHS, TRIED_WIDTHS, TRIED_SHARES = (1.0, 5.0), (1.5, 2.5), (0.5, 0.35)
 
 # Doubles are tried at so many shifts, those at which the gradients are most like themselves; not below so many pixels.
@@ -103,17 +104,15 @@ def simple_kernel(y, kernel):
     forms = [_nearest(some, FORMS[name], numbers, size) for name, numbers in _tried(y, size).items() if numbers]
     if not forms:
         return None
-    point = torch.zeros_like(kernel)
-    point[tuple(n // 2 for n in size)] = 1
-    judged = torch.stack([kernel, point, *(_like(form, kernel) for form in forms)])
+    judged = torch.stack([kernel, point_like(kernel), *(_like(form, kernel) for form in forms)])
     of_found, of_point, *misfits = spectrum.misfits(judged.to(y)).tolist()
     better = max(BETTER_THAN_A_POINT, IN_ALL / len(spectrum.power))
     enough = min(of_found + NOT_WORSE * max(of_point - of_found, 0), of_point - better)
     first, second = sorted([*misfits, of_point])[:2]
-    alone = second - first >= ALONE * (of_point - first)
-    forms = [form for form, misfit in zip(forms, misfits, strict=True) if misfit <= (first if alone else enough)]
     if first > enough:
         return None
+    alone = second - first >= ALONE * (of_point - first)
+    forms = [form for form, misfit in zip(forms, misfits, strict=True) if misfit <= (first if alone else enough)]
     # The spectrum is the same for a double turned by 180 degrees.
     forms += [form[::-1, ::-1] for form in forms if not np.array_equal(form, form[::-1, ::-1])]
     judged = torch.stack([kernel, *(_like(form, kernel) for form in forms)])
@@ -138,17 +137,12 @@ def is_simple(kernel):
         return False
     if torch.equal(kernel, kernel.flip(0, 1)):
         return True
-    inside = (kernel > kernels.PART_OF_KERNEL * kernel.max()).cpu().numpy().astype(np.uint8)
+    inside = (kernel > PART_OF_KERNEL * kernel.max()).cpu().numpy().astype(np.uint8)
     count, _, boxes, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     width, height, area = boxes[1:, cv2.CC_STAT_WIDTH : cv2.CC_STAT_AREA + 1].T
     most = min(WIDTHS[1] + 2, max(kernel.shape) / 2)
     compact = (np.abs(width - height) <= 1) & (width <= most) & (2 * area >= width * height)
     return count == 3 and bool(compact.all())
-
-
-def disk(diameter, size):
-    """A disk of a diameter in pixels in the middle of (h, w)."""
-    return kernels.disk(diameter, size)
 
 
 def gaussian(deviation, size):
@@ -172,7 +166,7 @@ def line(down, right, width, size):
 
 def double(down, right, share, width, size):
     """A kernel (h, w) of two disks: the shift between them in pixels, the share of the first, their width."""
-    first, second = (kernels.disk(width, size, (sign * down / 2, sign * right / 2)) for sign in (1, -1))
+    first, second = (disk(width, size, (sign * down / 2, sign * right / 2)) for sign in (1, -1))
     return share * first + (1 - share) * second
 
 
@@ -183,7 +177,7 @@ def _within(down, right, width, size):
 
 FORMS = {
     "disk": Form(disk, ((0.5,),), lambda diameter, size: 2 <= diameter <= min(size)),
-    "Gaussian": Form(gaussian, ((0.15,),), lambda deviation, size: 0.4 <= deviation <= 0.25 * min(size)),
+    "Gaussian": Form(gaussian, ((0.15,),), lambda deviation, size: 0.4 <= deviation <= WIDEST * min(size)),
     "line": Form(
         line,
         ((0.7, 0, 0), (0, 0.7, 0), (0, 0, 0.5)),
@@ -202,8 +196,8 @@ FORMS = {
 def _tried(y, size):
     """The numbers of each form that are tried at first."""
     tried = {
-        "disk": [(diameter,) for diameter in _ladder(3.0, 1.12, min(size))],
-        "Gaussian": [(deviation,) for deviation in _ladder(0.6, 1.15, 0.25 * min(size))],
+        "disk": [(diameter,) for diameter in _ladder(*DISKS, min(size))],
+        "Gaussian": [(deviation,) for deviation in _ladder(*GAUSSIANS, WIDEST * min(size))],
         "line": [],
         "double": [
             (*shift, share, width) for shift in echoes(y, size) for share in TRIED_SHARES for width in TRIED_WIDTHS
@@ -212,13 +206,13 @@ def _tried(y, size):
     for length in _ladder(*LINES, math.hypot(*size)):
         count = math.ceil(math.pi * length / 2 / APART)
         angles = [math.pi * n / count for n in range(count)]
-        tried["line"] += [(length * math.sin(angle), length * math.cos(angle), 1.5) for angle in angles]
+        tried["line"] += [(length * math.sin(angle), length * math.cos(angle), TRIED_WIDTHS[0]) for angle in angles]
     return {name: [form for form in forms if FORMS[name].fits(*form, size)] for name, forms in tried.items()}
 
 
 def _ladder(least, factor, most):
     """Values from the least to the largest, each so many times the one before."""
-    return [least * factor**n for n in range(max(int(math.log(max(most / least, 1)) / math.log(factor)) + 1, 0))]
+    return [least * factor**n for n in range(int(math.log(max(most / least, 1)) / math.log(factor)) + 1)]
 
 
 def _nearest(spectrum, form, tried, size):
@@ -250,9 +244,7 @@ def echoes(y, kernel_size):
     They are the largest peaks of the cepstrum: the transform of the logarithm of the power spectrum.
     """
     g = gradients(y)
-    window = (torch.hann_window(n, periodic=False, dtype=y.dtype, device=y.device) for n in g.shape[-2:])
-    rows, columns = window
-    power = torch.fft.rfft2(g * rows[:, None] * columns).abs().square().sum(0)
+    power = torch.fft.rfft2(g * taper(g)).abs().square().sum(0)
     cepstrum = torch.fft.irfft2((power + 1e-3 * power.mean()).log(), s=g.shape[-2:])
     h, w = (min(n, (m - 1) // 2) for n, m in zip(kernel_size, g.shape[-2:], strict=True))
     near = cepstrum.roll((h, w), (0, 1))[: 2 * h + 1, : 2 * w + 1]

@@ -82,9 +82,10 @@ def estimate_kernel_of_any_size(y, progress=None):
     kernel = kernel_of_trails_of_any_size(y)
     if kernel is None:
         kernel = _kernel_of(y, estimate_sizes(y, progress), progress)
-        side = max(min(2 * len(kernel) - 1, FRAMES[-1], odd(min(y.shape) / 2)), len(kernel))
-        simple = simple_kernel(y, framed(kernel, (side, side)))
-        kernel = kernel if simple is None else simple
+        side = min(2 * len(kernel) - 1, FRAMES[-1], odd(min(y.shape) / 2))
+        if side > len(kernel):  # else the search has looked for it
+            simple = simple_kernel(y, framed(kernel, (side, side)))
+            kernel = kernel if simple is None else simple
     return _trimmed(kernel)
 
 

@@ -12,6 +12,8 @@ import copy
 
 import torch
 
+from selfdeblur.classical.linear import taper
+
 # Harmonics of the direction in the logarithm of the sharp image's power, each with the logarithm of the frequency.
 HARMONICS = (2, 4)
 
@@ -28,8 +30,9 @@ ROUNDING = 1.1e-3
 # the weight that Student's distribution with this many degrees of freedom gives them, whose unit is two.
 DEGREES = 4
 
-# Steps of scoring for the power of the sharp image, no longer than 1; its ridge as a share of the diagonal.
-STEPS, RIDGE = 12, 1e-3
+# Steps of scoring for the power of the sharp image, no longer than 1; the information of a frequency, of which one that
+# is exponential has 1; the ridge as a share of the diagonal.
+STEPS, INFORMATION, RIDGE = 12, 0.6, 1e-3
 
 # Numbers that are worked on at a time.
 AT_A_TIME = 1 << 22
@@ -55,9 +58,8 @@ class Spectrum:
 
     def __init__(self, y, noise):
         self.shape = tuple(y.shape)
-        rows, columns = (torch.hann_window(n, periodic=False, dtype=y.dtype, device=y.device) for n in y.shape)
-        taper = rows[:, None] * columns
-        power = torch.fft.rfft2((y - (y * taper).sum() / taper.sum()) * taper).abs().square() / taper.square().sum()
+        window = taper(y)
+        power = torch.fft.rfft2((y - (y * window).sum() / window.sum()) * window).abs().square() / window.square().sum()
         down = torch.fft.fftfreq(self.shape[0], dtype=y.dtype, device=y.device)[:, None].expand(power.shape)
         right = torch.fft.rfftfreq(self.shape[1], dtype=y.dtype, device=y.device).expand(power.shape)
         frequency = torch.hypot(down, right)
@@ -71,7 +73,6 @@ class Spectrum:
         self.terms = torch.stack(terms + [wave * factor for wave in waves for factor in terms[:2]])
         self.noise = max(noise, ROUNDING) ** 2
         self.enough = len(self.power) >= FEWEST
-        self.mean_log = self.power.log().mean()
 
     def misfits(self, kernels):
         """How badly kernels (n, h, w) explain the spectrum, lower is better: means over frequencies (n,), in nats."""
@@ -88,7 +89,6 @@ class Spectrum:
         some.used = torch.zeros_like(self.used)
         some.used[places[:, 0], places[:, 1]] = True
         some.power, some.terms = self.power[::every], self.terms[:, ::every]
-        some.mean_log = some.power.log().mean()
         return some
 
     def shortfall(self, kernel):
@@ -98,9 +98,11 @@ class Spectrum:
         from is wrong. What comes of fitting it to noise, half a nat for each entry, is taken off.
         """
         kernel = kernel.detach().to(self.terms)
-        of_kernel, terms = self._misfits(kernel[None]), self._sharp_power(self._gain(kernel[None]))
+        gain = self._gain(kernel[None])
+        terms = self._sharp_power(gain)
+        of_kernel = self._of_model(gain, terms)
         roots = (kernel + ADDED * kernel.max()).sqrt().requires_grad_()
-        terms = terms.clone().requires_grad_()
+        terms.requires_grad_()
         search = torch.optim.LBFGS([roots, terms], max_iter=FITTING_STEPS, line_search_fn="strong_wolfe")
 
         def misfit():
@@ -137,7 +139,7 @@ class Spectrum:
             weighted = share[:, None] * self.terms
             matrix = weighted @ weighted.mT
             ridge = RIDGE * matrix.diagonal(dim1=1, dim2=2).mean(1) + 1e-9
-            matrix = 0.6 * matrix + ridge[:, None, None] * torch.eye(len(self.terms)).to(matrix)
+            matrix = INFORMATION * matrix + ridge[:, None, None] * torch.eye(len(self.terms)).to(matrix)
             step = torch.linalg.solve_ex(matrix, (slope @ self.terms.T)[..., None]).result[..., 0]
             coefficients = coefficients + step / step.abs().amax(1, keepdim=True).clamp(min=1)
         return coefficients
@@ -145,4 +147,4 @@ class Spectrum:
     def _of_model(self, gain, coefficients):
         model = gain * (coefficients @ self.terms).exp() + self.noise
         surprise = model.log() + (DEGREES + 2) / 2 * torch.log1p(self.power / model / 2)
-        return surprise.mean(1) - self.mean_log
+        return surprise.mean(1) - self.power.log().mean()

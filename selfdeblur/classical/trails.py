@@ -6,7 +6,7 @@ import torch
 
 from selfdeblur.classical.clipped import away_from_lights
 from selfdeblur.classical.judge import badness, judged_window, two_opinions
-from selfdeblur.classical.kernels import PART_OF_KERNEL, centred, similarity
+from selfdeblur.classical.kernels import PART_OF_KERNEL, centred, point_like, similarity
 
 # How much brighter than the ground around it a trail is, at least; it is sought above each of these levels.
 LEVELS = (0.08, 0.15, 0.25, 0.4)
@@ -83,10 +83,9 @@ def _seen(y, kernel_size):
     pieces = cv2.connectedComponents((kernel > PART_OF_KERNEL * kernel.max()).numpy().astype(np.uint8))[0] - 1
     if pieces != 1:
         return None
-    point = torch.zeros_like(kernel)
-    point[tuple(n // 2 for n in kernel_size)] = 1
     part = y[judged_window(y, kernel_size)]
-    (_, energy), (_, others) = badness(two_opinions(part, away_from_lights(part)), torch.stack([kernel, point]).to(y))
+    both = torch.stack([kernel, point_like(kernel)]).to(y)
+    (_, energy), (_, others) = badness(two_opinions(part, away_from_lights(part)), both)
     return energy / others, kernel.to(y)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from skimage import data
+from common import part_blurred as blurred
 
 from selfdeblur.classical import estimate_kernel, size
 from selfdeblur.classical.kernels import camera_shake_kernel
@@ -17,7 +17,6 @@ from selfdeblur.classical.simple import (
     line,
     simple_kernel,
 )
-from selfdeblur.forward import blur
 from selfdeblur.scores.metrics import kernel_similarity
 
 SIZE = 13, 15
@@ -28,14 +27,6 @@ EACH = [
     (line, (-3.0, 7.0, 2.5)),
     (double, (5.0, -8.0, 0.6, 2.0)),
 ]
-
-
-def blurred(kernel, noise=2e-3):
-    """A part of a photograph, 160 pixels a side, blurred by a kernel."""
-    sides = [160 + n - 1 for n in kernel.shape]
-    x = torch.from_numpy(data.camera()[60 : 60 + sides[0], 180 : 180 + sides[1]] / np.float32(255))
-    y = blur(x[None, None], kernel[None, None])[0, 0]
-    return (y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
 
 
 def drawn(form, numbers, size=SIZE):

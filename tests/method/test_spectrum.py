@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from common import part_blurred as blurred
 from skimage import data
 
 from selfdeblur.classical import quality
@@ -9,21 +10,12 @@ from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.classical.quality import MOST_SHORTFALL
 from selfdeblur.classical.simple import simple_kernel
 from selfdeblur.classical.spectrum import Spectrum
-from selfdeblur.forward import blur
 
 NOISE = 2e-3
 
 
 def shake(seed, size=13):
     return torch.from_numpy(camera_shake_kernel(size, rng=seed)).float()
-
-
-def blurred(kernel, picture=data.camera, corner=(60, 180), side=160):
-    """A part of a picture, blurred by a kernel."""
-    side = side + len(kernel) - 1
-    part = picture()[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
-    y = blur(torch.from_numpy(part / part.dtype.type(255)).float()[None, None], kernel[None, None])[0, 0]
-    return (y + NOISE * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
 
 
 @pytest.mark.parametrize(
