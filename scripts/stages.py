@@ -52,26 +52,22 @@ def drawing(y, truth, x, kernel, images, kernels, steps):
     middle = 10 + 3 * LINE
     row = IMAGE + 4 * LINE
     parts = []
-    parts += panel(columns[0], row // 2 + middle, y, None, "blurry image y")
+    parts += panel(columns[0], middle, y, None, "blurry image y")
     texts = {
         "search": "sparse gradients, from coarse to fine, many starts",
-        "scratch": f"{steps['scratch']} steps of two thin networks, from noise",
         "check": f"{steps['check']} steps of two thin networks, from the kernel of the search",
-        "vote": "mean of the kernels that agree",
+        "vote": "the search's kernel where the check confirms it, otherwise the mean of those that agree",
     }
     parts += panel(columns[1], middle, None, kernels["estimate"], "search", texts["search"])
     parts += panel(columns[2], middle, images["check"], kernels["check"], "check", texts["check"])
-    parts += panel(columns[1], row + middle, images["scratch"], kernels["scratch"], "scratch", texts["scratch"])
     parts += panel(columns[2], row + middle, None, kernel, "vote", texts["vote"])
     parts += panel(columns[3], middle, x, None, "deconvolution", "y with that kernel: the result x")
     parts += panel(columns[3], row + middle, truth, None, "for comparison", "the sharp image, seen by none")
     upper, lower = middle + half, row + middle + half
     left, right = (GAP + IMAGE) * 1 - GAP + 6, (GAP + IMAGE) * 1 - 6
     parts += [
-        arrow(left, row // 2 + upper - 20, right, upper),
-        arrow(left, row // 2 + upper + 20, right, lower),
+        arrow(left, upper, right, upper),
         arrow(columns[2] - GAP + 6, upper, columns[2] - 6, upper),
-        arrow(columns[2] - GAP + 6, lower, columns[2] - 6, lower),
         arrow(columns[2] - GAP + 6, upper + half, columns[2] + 10, lower - half + 10),
         arrow(columns[2] + half, middle + IMAGE + 6, columns[2] + half, row + middle - 2.6 * LINE),
         arrow(columns[3] - GAP + 6, lower - 30, columns[3] - 6, upper + 60),

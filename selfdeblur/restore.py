@@ -315,11 +315,20 @@ class _Task:
         if noise_level(y) > min(stage.most_noise for stage in settings.each_stage().values()):
             self.notes.append("there is too much noise for a fit of networks: the kernel is that of the search")
             return None, self._search(y), None
-        if self.size is None:
-            self.size = estimate_size(y, self._searching)
         known = None if kernel is None else kernel.cpu().numpy()
+        estimate = None
+        if self.size is None and preset in WITH_SEARCH:
+            # The search for a size finds a kernel, too.
+            estimate = self._search(y).to(y)
+            if self.stopped:
+                return None, estimate, None
+            self.size = tuple(estimate.shape)
+        elif self.size is None:
+            self.size = estimate_size(y, self._searching)
         run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)
         run.search_progress = self._searching
+        if estimate is not None:
+            run.kernels["estimate"] = estimate
         wanted = self.callback is not None or self.time_limit is not None
         try:
             take_steps(run, (lambda told: self._after_step(told, run)) if wanted else None)

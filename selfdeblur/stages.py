@@ -209,8 +209,8 @@ class Run:
         return vote(
             self.y[0, 0],
             *(kernels[name] for name in names),
-            kernels[settings.rival] if settings.rival else None,
             doubt=settings.doubt,
+            confirmed=settings.confirmed,
             search_again=lambda: self._search(searches=SEARCHES_AGAIN),
         )
 

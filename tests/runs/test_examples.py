@@ -37,7 +37,7 @@ def cells(kind):
 def test_the_cells_of_the_notebook_run(monkeypatch, tmp_path, capsys, thin):
     """In order, in one namespace, with fewer steps."""
     text, changes = settings.PRESETS["fast"]
-    stages = tuple({**stage, "num_iter": 60} for stage in changes["stages"])
+    stages = tuple({**stage, "num_iter": 120} for stage in changes["stages"])
     monkeypatch.setitem(settings.PRESETS, "fast", (text, {**changes, "stages": stages}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))

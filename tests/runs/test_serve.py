@@ -394,7 +394,7 @@ def test_a_sample_a_stop_with_the_best_so_far_and_the_next_run(visit, files):
     page.locator("#samples button img").first.click()
     playwright.expect(state(page)).to_contain_text("im1_kernel5_img.png")
     start(page, "fast", "9")
-    playwright.expect(state(page)).to_contain_text(re.compile("scratch, step [2-9]"))
+    playwright.expect(state(page)).to_contain_text(re.compile("check, step [2-9]"))
     page.locator("#stop").click()
     playwright.expect(page.locator("#slider img").first).to_be_visible()
     playwright.expect(state(page)).to_contain_text("ended early")
