@@ -9,11 +9,6 @@ from selfdeblur.classical.spectrum import Spectrum
 from selfdeblur.forward import blur, centre
 from selfdeblur.settings import DOUBT
 
-# `disagreement` from which on one of two kernels is plainly wrong; from `settings.DOUBT` on they cannot both be nearly
-# right. Fits from scratch that found the kernel, but not to its finest detail, differ by up to 0.08 from those that
-# started at a good estimate; most wrong ones by 0.15 and more.
-PLAINLY_WRONG = 0.1
-
 # `ringing` from which on a kernel is doubted. Images deconvolved with their true kernels leave the range by 0 to 0.035
 # of the contrast, with the kernel turned by 90 or 180 degrees or a third too wide by more than 0.05 where there is
 # black or white to leave.

@@ -28,7 +28,7 @@ SMALLEST = 5
 # Diameters of disks, standard deviations of Gaussians and lengths of lines that are tried, in pixels: the least one and
 # the factor between neighbours. A Gaussian's is at most this share of the kernel's size; the directions of lines are so
 # many pixels apart at the ends.
-DISKS, GAUSSIANS, LINES, WIDEST, APART = (3.0, 1.12), (0.6, 1.15), (3.0, 1.25), 0.25, 1.5
+DISKS, GAUSSIANS, LINES, WIDEST, APART = (3.0, 1.12), (0.6, 1.15), (3.0, 1.15), 0.25, 1.0
 
 # The least and largest width of a line or of a point of a double in pixels. Doubles are tried with these widths, lines
 # with the first; doubles with these shares of the first point.
@@ -41,8 +41,9 @@ SHIFTS, LEAST_SHIFT = 3, 4.0
 # before, and the moves in a round.
 BEGINNINGS, ROUNDS, MOVES = 3, 4, 4
 
-# Forms are compared at so many frequencies, and the best of each kind at all.
-FREQUENCIES = 16_000
+# The first numbers of each form are compared at so many frequencies, those that they are moved to at more, and the best
+# of each form at all.
+FREQUENCIES_AT_FIRST, FREQUENCIES = 4_000, 16_000
 
 # A simple kernel is taken if its misfit is above that of the kernel that was found by at most this share of what a
 # point, which explains nothing, has above it; and below that of a point by so much, for each frequency and in all.
@@ -218,12 +219,13 @@ def _ladder(least, factor, most):
 def _nearest(spectrum, form, tried, size):
     """The kernel of a form that is nearest to the spectrum, from the best of some numbers on."""
 
-    def ordered(forms):
+    def ordered(forms, spectrum=spectrum):
         drawn = torch.from_numpy(np.stack([form.draw(*numbers, size) for numbers in forms]))
         return sorted(zip(spectrum.misfits(drawn.to(spectrum.power)).tolist(), forms, strict=True))
 
     ends = []
-    for least, numbers in ordered(tried)[:BEGINNINGS]:
+    first = ordered(tried, spectrum.at_some_frequencies(FREQUENCIES_AT_FIRST))[:BEGINNINGS]
+    for least, numbers in ordered([numbers for _, numbers in first]):
         steps = np.array(form.steps)
         for _ in range(ROUNDS):
             for _ in range(MOVES):
