@@ -25,6 +25,9 @@ from selfdeblur.classical.spectrum import Spectrum
 # Smaller kernels have no form to speak of.
 SMALLEST = 5
 
+# With noise of a larger standard deviation nothing is told: doubles agree with it as well as the kernel does.
+MOST_NOISE = 0.015
+
 # Diameters of disks, standard deviations of Gaussians and lengths of lines that are tried, in pixels: the least one and
 # the factor between neighbours. A Gaussian's is at most this share of the kernel's size; the directions of lines are so
 # many pixels apart at the ends.
@@ -98,8 +101,9 @@ def simple_kernel(y, kernel):
     if min(size) < SMALLEST:
         return None
     y = y[judged_window(y, size)]
-    spectrum = Spectrum(y, noise_level(y))
-    if not spectrum.enough:
+    noise = noise_level(y)
+    spectrum = Spectrum(y, noise)
+    if noise > MOST_NOISE or not spectrum.enough:
         return None
     some = spectrum.at_some_frequencies(FREQUENCIES)
     forms = [_nearest(some, FORMS[name], numbers, size) for name, numbers in _tried(y, size).items() if numbers]

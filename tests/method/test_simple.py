@@ -8,6 +8,7 @@ from common import part_blurred as blurred
 from selfdeblur.classical import estimate_kernel, size
 from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.classical.simple import (
+    MOST_NOISE,
     SMALLEST,
     disk,
     double,
@@ -98,6 +99,13 @@ def test_a_camera_shake_is_not_simple(seed):
 def test_a_picture_of_noise_tells_nothing():
     noise = torch.rand(100, 100, generator=torch.Generator().manual_seed(0))
     assert simple_kernel(noise, drawn(line, (5.0, 9.0, 1.5))) is None
+
+
+def test_much_noise_tells_nothing(shake):
+    true = drawn(disk, (8.0,))
+    found = 0.8 * true + 0.2 * shake
+    assert is_simple(simple_kernel(blurred(true, noise=MOST_NOISE / 2), found))
+    assert simple_kernel(blurred(true, noise=2 * MOST_NOISE), found) is None
 
 
 def test_a_tiny_kernel_is_left_alone():
