@@ -290,6 +290,25 @@ def test_no_network_is_fitted_to_much_noise(known, monkeypatch, colour, preset):
     assert np.allclose(result.kernel, KERNEL)
 
 
+def test_without_a_size_the_networks_check_what_was_found_with_it(known, monkeypatch, colour):
+    thin_fast(monkeypatch)
+
+    def searched(*_, **__):
+        raise AssertionError("the kernel was searched for twice")
+
+    monkeypatch.setattr("selfdeblur.stages.estimate_kernel", searched)
+    y = luminance(colour[0])
+    result = deblurred(y, preset="fast", device="cpu")
+    assert known == [(y.shape, None)]
+    assert result.kernel_size == KERNEL.shape
+    # So few steps change little, so the check confirms it.
+    assert np.allclose(result.kernel, KERNEL)
+    assert result.quality["vote"] == "the check confirms the estimate"
+    stopped = deblurred(y, preset="fast", device="cpu", callback=lambda told: told["loss"] is None)
+    assert stopped.stopped == "callback"
+    assert np.allclose(stopped.kernel, KERNEL)
+
+
 def test_the_callback_sees_every_step_and_may_end_the_fit(monkeypatch, colour):
     thin_fast(monkeypatch)
     y = luminance(colour[0])
