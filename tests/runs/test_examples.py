@@ -37,7 +37,7 @@ def cells(kind):
 def test_the_cells_of_the_notebook_run(monkeypatch, tmp_path, capsys, thin):
     """In order, in one namespace, with fewer steps."""
     text, changes = settings.PRESETS["fast"]
-    stages = tuple({**stage, "num_iter": 120} for stage in changes["stages"])
+    stages = tuple({**stage, "num_iter": 80} for stage in changes["stages"])
     monkeypatch.setitem(settings.PRESETS, "fast", (text, {**changes, "stages": stages}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
@@ -45,7 +45,7 @@ def test_the_cells_of_the_notebook_run(monkeypatch, tmp_path, capsys, thin):
     for number, cell in enumerate(cells("code")):
         exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
     assert names["result"].image.shape == names["blurry"].shape == (128, 128)
-    assert "step 120 of 120, stage check" in capsys.readouterr().out
+    assert "step 80 of 80, stage check" in capsys.readouterr().out
     assert (names["difference"] ** 2).mean() ** 0.5 < 0.02
     assert (tmp_path / "deblurred.png").is_file()
 
