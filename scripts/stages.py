@@ -56,7 +56,7 @@ def drawing(y, truth, x, kernel, images, kernels, steps):
     texts = {
         "search": "sparse gradients, from coarse to fine, many starts",
         "check": f"{steps['check']} steps of two thin networks, from the kernel of the search",
-        "vote": "the search's kernel where the check confirms it, otherwise the mean of those that agree",
+        "vote": "the search's kernel if the check confirms it, else the mean",
     }
     parts += panel(columns[1], middle, None, kernels["estimate"], "search", texts["search"])
     parts += panel(columns[2], middle, images["check"], kernels["check"], "check", texts["check"])
