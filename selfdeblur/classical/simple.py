@@ -102,8 +102,10 @@ def simple_kernel(y, kernel):
         return None
     y = y[judged_window(y, size)]
     noise = noise_level(y)
+    if noise > MOST_NOISE:
+        return None
     spectrum = Spectrum(y, noise)
-    if noise > MOST_NOISE or not spectrum.enough:
+    if not spectrum.enough:
         return None
     some = spectrum.at_some_frequencies(FREQUENCIES)
     forms = [_nearest(some, FORMS[name], numbers, size) for name, numbers in _tried(y, size).items() if numbers]
