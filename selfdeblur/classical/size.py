@@ -18,6 +18,12 @@ from selfdeblur.classical.trails import best_kernel_of_trails
 # Sides of the frames, in pixels of y. None is larger than a share of the image's shorter side, but for the first.
 FRAMES, LARGEST_SHARE = (13, 19, 27, 41, 61), 1 / 3
 
+# The sizes in which trails are sought, which takes little where there are none.
+FRAMES_OF_TRAILS = (13, 19, 27, 35, 41, 51, 61)
+
+# Of a trail that is whole no more than this share lies on the rim of its frame.
+MOST_ON_RIM = 0.01
+
 # Kernels that each setting of a short search starts from, and settings: the last one, for text, finds no others.
 SHORT_STARTS, SHORT_VARIANTS = 6, VARIANTS[:4]
 
@@ -34,8 +40,9 @@ ALIKE, MUCH_SMALLER = 0.015, 0.75
 
 
 def kernel_of_trails_of_any_size(y):
-    """The best of what trails of lights show in the FRAMES, or None, see `kernel_of_trails`."""
-    return best_kernel_of_trails(y, [(frame, frame) for frame in FRAMES if frame <= LARGEST_SHARE * min(y.shape)])
+    """The best of what trails of lights show in frames that have room for it, or None, see `kernel_of_trails`."""
+    frames = [(frame, frame) for frame in FRAMES_OF_TRAILS if frame <= LARGEST_SHARE * min(y.shape)]
+    return best_kernel_of_trails(y, frames, most_on_rim=MOST_ON_RIM)
 
 
 def estimate_size(y, progress=None):
@@ -57,7 +64,7 @@ def estimate_size(y, progress=None):
     """
     y = torch.as_tensor(y, dtype=torch.float32)
     if (kernel := kernel_of_trails_of_any_size(y)) is not None:
-        return tuple(kernel.shape)
+        return tuple(_trimmed(kernel).shape)
     sizes = estimate_sizes(y, progress)
     return sizes[0] if len(sizes) == 1 else tuple(_kernel_of(y, sizes, progress).shape)
 

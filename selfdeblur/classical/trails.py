@@ -1,36 +1,49 @@
-"""A kernel that can be seen: a small light before a dark ground is drawn out into a trail of the kernel's shape."""
+"""A kernel that can be seen: a small light before a dark ground is drawn out into a trail of the kernel's shape.
+
+A trail, or a piece of one, is a template: where else in the picture it is found there are trails of other lights. The
+mean of the picture around all these places is a whole trail, as what lies around each of them is another thing each
+time. Of the kernels that several templates lead to, the one that explains the picture best is refined.
+"""
+
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import torch
 
-from selfdeblur.classical.clipped import away_from_lights
-from selfdeblur.classical.judge import badness, judged_window, two_opinions
+from selfdeblur.classical.clipped import NEARLY_WHITE
+from selfdeblur.classical.deconvolution import refine_kernel
+from selfdeblur.classical.judge import judged_window, summed_energies
 from selfdeblur.classical.kernels import PART_OF_KERNEL, centred, point_like, similarity
 
-# How much brighter than the ground around it a trail is, at least; it is sought above each of these levels.
+# How much brighter than the ground around it a template is, at least; it is sought above each of these levels.
 LEVELS = (0.08, 0.15, 0.25, 0.4)
 
-# The deviation of the ground around a trail, as a share of the trail's height, up to which the trail stands alone.
-# Of what else looks alike in a picture little stands so alone.
-MOST_GROUND = 0.1
+# The deviation of the ground around a template, as a share of its height, up to which it stands alone; the height that
+# it has at least; its shortest length, in pixels.
+MOST_GROUND, LEAST_HEIGHT, SHORTEST = 0.1, 0.15, 5
 
-# Trails of one picture are alike from this similarity on. So many have to be, and so many are looked at.
-ALIKE, FEWEST, MOST = 0.85, 3, 60
+# So many templates are tried, first those that stand alone most clearly, and no two nearer than a quarter of a kernel.
+MOST_TEMPLATES, APART = 12, 4
 
-# Trails that are clipped show where the kernel is, but not how much of it: others are preferred.
-CLIPPED = 0.98
+# A template is found where the picture is like it from this normalised correlation on, in so many places at least and
+# at most, and the mean of these places is the next template, so many times.
+ALIKE, FEWEST, MOST, TIMES = 0.75, 3, 24, 4
 
-# A trail reaches one BESIDE-th of the kernel's size, or two pixels, beyond what is above its level, where it may be
-# faint or broken; what is further away belongs to another one.
-BESIDE = 8
+# In FEWEST of these places the picture is clearly like it, and stands out: by so many times what nine of ten pixels
+# differ from the ground at most. On the development half of the zoo lights have from 7 on, bricks and letters up to 4.
+CLEARLY_ALIKE, STANDS_OUT = 0.9, 5.5
+
+# Two kernels are the same from this similarity on.
+SAME = 0.95
 
 # Coins and windows are alike, too, and stand alone. But as kernels they explain the picture worse than a point does, by
-# 1.3 to 4 times its energy; trails of lights of the development half of the zoo have 0.4 to 0.9.
+# 1.3 to 4 times its energy; trails of lights of the development half of the zoo have 0.3 to 0.9.
 BETTER_THAN_A_POINT = 0.95
 
-# Shortest trail, in pixels; anything shorter is a point.
-SHORTEST = 5
+# Of so many kernels, best first, each is refined in ROUNDS rounds, and the best of these further, for as long as its
+# energy falls by this share, in MOST_ROUNDS at most.
+REFINED, ROUNDS, MOST_ROUNDS, FALLS = 3, 3, 18, 0.003
 
 
 def kernel_of_trails(y, kernel_size):
@@ -47,76 +60,161 @@ def kernel_of_trails(y, kernel_size):
     -------
     tensor of float32 (h, w) or None
         Kernel, sum 1, correlation sense: a light of x draws the kernel turned by 180 degrees into y. None where no
-        FEWEST trails are alike that fit into this size and stand alone, or where what they show is in
-        pieces, or explains y no better than a point.
+        FEWEST trails are alike, or where what they show explains y no better than a point.
     """
     return best_kernel_of_trails(y, [kernel_size])
 
 
-def best_kernel_of_trails(y, kernel_sizes):
-    """`kernel_of_trails` for that of some sizes that explains y (H, W) best, against a point; None if there is none."""
-    seen = [pair for size in kernel_sizes if (pair := _seen(y, size)) is not None]
-    share, kernel = min(seen, key=lambda pair: pair[0], default=(BETTER_THAN_A_POINT, None))
-    return kernel if share < BETTER_THAN_A_POINT else None
+def best_kernel_of_trails(y, kernel_sizes, *, most_on_rim=1.0):
+    """`kernel_of_trails` for that of some sizes that explains y (H, W) best, against a point; None if there is none.
+
+    Kernels of which a larger share than ``most_on_rim`` lies on the rim of their frame are pieces, and left out. What
+    was found for an image is remembered for a while, as several parts of a run ask for it.
+    """
+    pixels = y.detach().to("cpu", torch.float32).contiguous().numpy()
+    kernel = _best(pixels.tobytes(), pixels.shape, y.device, tuple(map(tuple, kernel_sizes)), most_on_rim)
+    return None if kernel is None else kernel.to(y)
 
 
-def _seen(y, kernel_size):
-    """The energy of the kernel that trails show, over that of a point, and the kernel (h, w); None without trails."""
-    trails = []
-    for trail in sorted(_trails(y.cpu().numpy(), kernel_size), key=lambda trail: trail[0]):
-        if len(trails) < MOST and all(np.hypot(*(trail[1] - t[1])) > max(kernel_size) / 4 for t in trails):
-            trails.append(trail)
-    if len(trails) < FEWEST:
+@lru_cache(maxsize=2)
+def _best(pixels, shape, device, sizes, most_on_rim):
+    y = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(shape).to(device)
+    seen = [pair for size in sizes if (pair := _seen(y, size, most_on_rim)) is not None]
+    if not seen:
         return None
-    grounds, _, peaks, images = zip(*trails, strict=True)
-    images = torch.from_numpy(np.stack(images)).float()
-    alike = torch.stack([similarity(image, images) for image in images]) > ALIKE
-    if int(alike.sum(1).max()) < FEWEST:
-        return None
-    some = torch.nonzero(alike.sum(1) >= 0.7 * alike.sum(1).max()).flatten().tolist()
-    first = min(some, key=lambda n: (peaks[n] >= CLIPPED, grounds[n]))
-    clipped = [peak >= CLIPPED for peak in peaks]
-    taken = [n for n in torch.nonzero(alike[first]).flatten().tolist() if clipped[n] <= clipped[first]]
-    mean = sum(_moved_onto(images[first], images[n]) / (images[n].sum() * grounds[n] ** 2) for n in taken)
-    kernel = centred(mean.rot90(2, (0, 1)))
-    # Of a trail that is in pieces the faintest parts are lost in the noise.
-    pieces = cv2.connectedComponents((kernel > PART_OF_KERNEL * kernel.max()).numpy().astype(np.uint8))[0] - 1
-    if pieces != 1:
-        return None
-    part = y[judged_window(y, kernel_size)]
-    both = torch.stack([kernel, point_like(kernel)]).to(y)
-    (_, energy), (_, others) = badness(two_opinions(part, away_from_lights(part)), both)
-    return energy / others, kernel.to(y)
+    _, kernels = min(seen, key=lambda pair: pair[0])
+    return _refined(y[judged_window(y, kernels[0].shape)], kernels)
 
 
-def _trails(y, size):
-    """Trails: the ground's deviation over the height, the place, the largest value, the trail alone (h, w)."""
+def _seen(y, size, most_on_rim=1.0):
+    """The least energy of the kernels (n, h, w) that trails show, over that of a point, and these; None without any."""
+    found = []
+    for kernel in _shown(y.cpu().numpy(), size):
+        if kernel.sum() - kernel[1:-1, 1:-1].sum() > most_on_rim:
+            continue
+        if not found or float(similarity(kernel, torch.stack(found)).max()) < SAME:
+            found.append(kernel)
+    if not found:
+        return None
+    kernels = torch.stack(found).to(y)
+    part = y[judged_window(y, size)]
+    *energies, of_point = summed_energies(part, torch.cat([kernels, point_like(kernels[0])[None]]))
+    better = [n for n, energy in enumerate(energies) if energy < BETTER_THAN_A_POINT * of_point]
+    better.sort(key=energies.__getitem__)
+    return (energies[better[0]] / of_point, kernels[better]) if better else None
+
+
+def _shown(y, size):
+    """The kernels (h, w) that the templates of an image (H, W) lead to."""
+    side = min(2 * max(size) + 1, 99)
+    above = y - cv2.medianBlur(np.rint(y.clip(0, 1) * 255).astype(np.uint8), side).astype(np.float32) / 255
+    clipped, usual = y >= NEARLY_WHITE, np.quantile(np.abs(above), 0.9)
+    taken = []
+    for _, place, trail in sorted(_templates(above, clipped, size), key=lambda template: template[0]):
+        if len(taken) == MOST_TEMPLATES or any(np.hypot(*(place - other)) <= max(size) / APART for other in taken):
+            continue
+        taken.append(place)
+        for _ in range(TIMES):
+            places = _places(above, trail)
+            clear = sum(alike >= CLEARLY_ALIKE and height >= STANDS_OUT * usual for _, alike, height in places)
+            trail = _mean(above, clipped, [corner for corner, _, _ in places], trail)
+            if trail is None:
+                break
+        if trail is not None and clear >= FEWEST:
+            yield centred(torch.from_numpy(trail).rot90(2, (0, 1)).contiguous())
+
+
+def _templates(above, clipped, size):
+    """Templates: how little each stands alone, its place (row, column), itself (h, w)."""
     h, w = size
-    ground = cv2.medianBlur(np.rint(y.clip(0, 1) * 255).astype(np.uint8), min(2 * max(size) + 1, 99)) / 255
-    above = y - ground
     for level in LEVELS:
         _, labels, boxes, _ = cv2.connectedComponentsWithStats((above > level).astype(np.uint8), connectivity=8)
         for number, (left, top, width, height, _) in enumerate(boxes[1:], 1):
             if not (max(height, width) >= SHORTEST and height <= h and width <= w):
                 continue
             row, column = top + (height - 1) // 2 - h // 2, left + (width - 1) // 2 - w // 2
-            if not (0 <= row <= y.shape[0] - h and 0 <= column <= y.shape[1] - w):
+            if not (0 <= row <= above.shape[0] - h and 0 <= column <= above.shape[1] - w):
                 continue
-            part = y[row : row + h, column : column + w]
-            rim = np.concatenate([part[0], part[-1], part[:, 0], part[:, -1]])
-            base, spread = np.median(rim), rim.std()
-            peak = part.max() - base
-            if peak >= LEVELS[1] and spread <= MOST_GROUND * peak:
-                itself = (labels[row : row + h, column : column + w] == number).astype(np.uint8)
-                itself = cv2.dilate(itself, np.ones((3, 3), np.uint8), iterations=max(max(size) // BESIDE, 2))
-                trail = (part - base - 2 * spread).clip(0) * itself
-                yield spread / peak, np.array([row, column]), part.max(), trail
+            window = slice(row, row + h), slice(column, column + w)
+            part = above[window]
+            base, spread = _ground(part)
+            height = part.max() - base
+            if height >= LEAST_HEIGHT and spread <= MOST_GROUND * height:
+                itself = cv2.dilate((labels[window] == number).astype(np.uint8), np.ones((5, 5), np.uint8))
+                trail = ((part - base - 2 * spread).clip(0) * itself).astype(np.float32)
+                yield spread / height + clipped[window].any(), np.array([row, column]), trail
 
 
-def _moved_onto(image, other):
-    """Another image (h, w) moved by whole pixels to where it is most like the first."""
-    size = [2 * n for n in image.shape]
-    products = torch.fft.irfft2(torch.fft.rfft2(image, s=size) * torch.fft.rfft2(other, s=size).conj(), s=size)
-    row, column = divmod(int(products.argmax()), size[1])
-    padded = torch.nn.functional.pad(other, (0, other.shape[1], 0, other.shape[0]))
-    return padded.roll((row, column), (0, 1))[: image.shape[0], : image.shape[1]]
+def _ground(part):
+    """The level and the deviation of what a window (h, w) has at its rim, whatever else crosses it."""
+    rim = np.concatenate([part[0], part[-1], part[:, 0], part[:, -1]])
+    base = np.median(rim)
+    return base, 1.4826 * np.median(np.abs(rim - base))
+
+
+def _places(above, trail):
+    """Where a trail (h, w) is found in a picture without its ground, the most alike first.
+
+    Each place is its corner (row, column), how much alike it is, and how far it stands out of the ground.
+    """
+    around = cv2.dilate(_part_of(trail).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.float32)
+    alike = np.nan_to_num(cv2.matchTemplate(above, trail, cv2.TM_CCOEFF_NORMED, mask=around), posinf=0, neginf=0)
+    places, apart = [], max(max(trail.shape) // APART, 2)
+    while len(places) < MOST:
+        row, column = np.unravel_index(alike.argmax(), alike.shape)
+        if alike[row, column] < ALIKE:
+            break
+        height = above[row : row + trail.shape[0], column : column + trail.shape[1]].max()
+        places.append(((row, column), alike[row, column], height))
+        alike[max(row - apart, 0) : row + apart + 1, max(column - apart, 0) : column + apart + 1] = 0
+    return places
+
+
+def _mean(above, clipped, places, trail):
+    """The trail (h, w) that is at several places, or None where there are too few.
+
+    The mean is a median at each pixel, weighed by the brightness of the lights: at one place or another each pixel is
+    crossed by another trail. Clipped pixels count only where there are no others.
+    """
+    (h, w), itself = trail.shape, _part_of(trail)
+    parts, weights = [], []
+    for row, column in places:
+        part, whole = (image[row : row + h, column : column + w] for image in (above, ~clipped))
+        seen = itself & whole
+        if seen.sum() < SHORTEST:
+            continue
+        t, v = trail[seen], part[seen]
+        brightness = (t - t.mean()) @ (v - v.mean()) / max(np.square(t - t.mean()).sum(), 1e-9)
+        brightness = max(brightness, 0.3 * v.sum() / t.sum(), 1e-6)
+        parts.append(part / brightness)
+        weights.append(brightness * (whole + 1e-6))
+    if len(parts) < FEWEST:
+        return None
+    order = np.argsort(parts, 0)
+    summed = np.take_along_axis(np.array(weights), order, 0).cumsum(0)
+    middle = (summed < summed[-1] / 2).sum(0, keepdims=True)
+    mean = np.take_along_axis(np.array(parts), np.take_along_axis(order, middle, 0), 0)[0]
+    base, spread = _ground(mean)
+    mean = (mean - base - 2 * spread).clip(0)
+    if mean.sum() <= 0:
+        return None
+    return centred(torch.from_numpy(mean)).numpy().astype(np.float32)
+
+
+def _part_of(trail):
+    return trail > PART_OF_KERNEL * trail.max()
+
+
+def _refined(y, kernels):
+    """The best kernel (h, w) that a refinement makes of some kernels (n, h, w), those of least energy in y (H, W)."""
+    candidates = list(kernels[:REFINED])
+    candidates += [refine_kernel(y, kernel, rounds=ROUNDS) for kernel in candidates]
+    energies = summed_energies(y, torch.stack(candidates))
+    energy, kernel = min(zip(energies, candidates, strict=True), key=lambda pair: pair[0])
+    for _ in range(ROUNDS, MOST_ROUNDS, ROUNDS):
+        further = refine_kernel(y, kernel, rounds=ROUNDS)
+        (now,) = summed_energies(y, further[None])
+        if now > (1 - FALLS) * energy:
+            break
+        energy, kernel = now, further
+    return kernel
