@@ -60,8 +60,8 @@ VARIANTS = (
 STARTS, LARGE_KERNEL_SCALE, START_PIXELS = 12, 4, 200_000
 
 # Searches: the size of kernel from which each starts, and the seed of its starts. Five pixels are too few to tell some
-# kernels apart, and what is lost at a scale does not come back. Whether a search finds a large kernel is a matter of
-# luck, so there are several.
+# kernels apart, and what is lost at a scale does not come back. Whether a search finds a large kernel, one that begins
+# beyond LARGE_KERNEL_SCALE, is a matter of luck, so there are several for these.
 SEARCHES = ((COARSEST_KERNEL, 0), (9, 1), (13, 2))
 
 # Number of the finest scales at which all searches are one; a search costs little before these.
@@ -108,7 +108,7 @@ def estimate_kernel(
     kernel_size: tuple[int, int],
     *,
     variants: Sequence[Mapping[str, Any]] = VARIANTS,
-    searches: Sequence[tuple[int, int]] = SEARCHES,
+    searches: Sequence[tuple[int, int]] | None = None,
     starts: int = STARTS,
     powers: Sequence[float] = POWERS,
     progress: Callable[[int, int, torch.Tensor], object] | None = None,
@@ -126,8 +126,8 @@ def estimate_kernel(
         Size (h, w) of the kernel, odd.
     variants : sequence of dict
         Settings of the search, tried one after the other, see `coarse_to_fine_kernels`.
-    searches : sequence of (int, int)
-        Scales and rounds, see there.
+    searches : sequence of (int, int), optional
+        Scales and seeds, see there; by default one search, and three for a large kernel.
     starts : int
         Kernels that each setting starts from.
     powers : sequence of float
@@ -146,6 +146,7 @@ def estimate_kernel(
     if (seen := kernel_of_trails(y, kernel_size)) is not None:
         return seen
     part = y[judged_window(y, kernel_size)]
+    searches = searches or searches_for(part.shape, kernel_size)
     ended = False
 
     def told(*news):
@@ -167,6 +168,11 @@ def estimate_kernel(
         kernel = _cleared(part, refine_kernel(y, kernel, within=_grown(kernel > 0)))
     simple = simple_kernel(y, kernel)
     return kernel if simple is None else simple
+
+
+def searches_for(size, kernel_size):
+    """The SEARCHES that pay for an image (H, W) and a kernel (h, w): of a small kernel three find no more than one."""
+    return SEARCHES if len(_sizes(size, kernel_size)) - 1 > LARGE_KERNEL_SCALE else SEARCHES[:1]
 
 
 def _grown(inside):

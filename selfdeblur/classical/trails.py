@@ -37,9 +37,13 @@ CLEARLY_ALIKE, STANDS_OUT = 0.9, 5.5
 # Two kernels are the same from this similarity on.
 SAME = 0.95
 
-# Coins and windows are alike, too, and stand alone. But as kernels they explain the picture worse than a point does, by
-# 1.3 to 4 times its energy; trails of lights of the development half of the zoo have 0.3 to 0.9.
-BETTER_THAN_A_POINT = 0.95
+# Coins and windows are alike, too. But as kernels they explain the picture worse than a point does, by 1.3 to 4 times
+# its energy; trails of lights of the development half of the zoo have 0.3 to 0.9, where much is clipped 1.2.
+MOST_ENERGY = 1.25
+
+# A share of the trail up to which it may be clipped at all places, if it is refined: what is hidden so comes out wrong,
+# and a refinement makes it worse.
+MOST_HIDDEN = 0.05
 
 # Of so many kernels, best first, each is refined in ROUNDS rounds, and the best of these further, for as long as its
 # energy falls by this share, in MOST_ROUNDS at most.
@@ -79,33 +83,35 @@ def best_kernel_of_trails(y, kernel_sizes, *, most_on_rim=1.0):
 @lru_cache(maxsize=2)
 def _best(pixels, shape, device, sizes, most_on_rim):
     y = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(shape).to(device)
-    seen = [pair for size in sizes if (pair := _seen(y, size, most_on_rim)) is not None]
+    seen = [found for size in sizes if (found := _seen(y, size, most_on_rim)) is not None]
     if not seen:
         return None
-    _, kernels = min(seen, key=lambda pair: pair[0])
-    return _refined(y[judged_window(y, kernels[0].shape)], kernels)
+    _, kernels, hidden = min(seen, key=lambda found: found[0])
+    return kernels[0] if hidden > MOST_HIDDEN else _refined(y[judged_window(y, kernels[0].shape)], kernels)
 
 
 def _seen(y, size, most_on_rim=1.0):
-    """The least energy of the kernels (n, h, w) that trails show, over that of a point, and these; None without any."""
-    found = []
-    for kernel in _shown(y.cpu().numpy(), size):
+    """Of the kernels that trails show the least energy over that of a point, all (n, h, w), and what is hidden of the
+    best; None without any."""
+    found, hidden = [], []
+    for kernel, share in _shown(y.cpu().numpy(), size):
         if kernel.sum() - kernel[1:-1, 1:-1].sum() > most_on_rim:
             continue
         if not found or float(similarity(kernel, torch.stack(found)).max()) < SAME:
             found.append(kernel)
+            hidden.append(share)
     if not found:
         return None
     kernels = torch.stack(found).to(y)
     part = y[judged_window(y, size)]
     *energies, of_point = summed_energies(part, torch.cat([kernels, point_like(kernels[0])[None]]))
-    better = [n for n, energy in enumerate(energies) if energy < BETTER_THAN_A_POINT * of_point]
+    better = [n for n, energy in enumerate(energies) if energy < MOST_ENERGY * of_point]
     better.sort(key=energies.__getitem__)
-    return (energies[better[0]] / of_point, kernels[better]) if better else None
+    return (energies[better[0]] / of_point, kernels[better], hidden[better[0]]) if better else None
 
 
 def _shown(y, size):
-    """The kernels (h, w) that the templates of an image (H, W) lead to."""
+    """The kernels (h, w) that the templates of an image (H, W) lead to, each with the share that is hidden."""
     side = min(2 * max(size) + 1, 99)
     above = y - cv2.medianBlur(np.rint(y.clip(0, 1) * 255).astype(np.uint8), side).astype(np.float32) / 255
     clipped, usual = y >= NEARLY_WHITE, np.quantile(np.abs(above), 0.9)
@@ -117,11 +123,11 @@ def _shown(y, size):
         for _ in range(TIMES):
             places = _places(above, trail)
             clear = sum(alike >= CLEARLY_ALIKE and height >= STANDS_OUT * usual for _, alike, height in places)
-            trail = _mean(above, clipped, [corner for corner, _, _ in places], trail)
+            trail, hidden = _mean(above, clipped, [corner for corner, _, _ in places], trail)
             if trail is None:
                 break
         if trail is not None and clear >= FEWEST:
-            yield centred(torch.from_numpy(trail).rot90(2, (0, 1)).contiguous())
+            yield centred(torch.from_numpy(trail).rot90(2, (0, 1)).contiguous()), hidden
 
 
 def _templates(above, clipped, size):
@@ -171,13 +177,13 @@ def _places(above, trail):
 
 
 def _mean(above, clipped, places, trail):
-    """The trail (h, w) that is at several places, or None where there are too few.
+    """The trail (h, w) that is at several places, None where there are too few, and which share of it is hidden.
 
     The mean is a median at each pixel, weighed by the brightness of the lights: at one place or another each pixel is
-    crossed by another trail. Clipped pixels count only where there are no others.
+    crossed by another trail. Clipped pixels count only where there are no others; these are hidden.
     """
     (h, w), itself = trail.shape, _part_of(trail)
-    parts, weights = [], []
+    parts, weights, seen_at_all = [], [], np.zeros(trail.shape, bool)
     for row, column in places:
         part, whole = (image[row : row + h, column : column + w] for image in (above, ~clipped))
         seen = itself & whole
@@ -186,10 +192,11 @@ def _mean(above, clipped, places, trail):
         t, v = trail[seen], part[seen]
         brightness = (t - t.mean()) @ (v - v.mean()) / max(np.square(t - t.mean()).sum(), 1e-9)
         brightness = max(brightness, 0.3 * v.sum() / t.sum(), 1e-6)
+        seen_at_all |= whole
         parts.append(part / brightness)
         weights.append(brightness * (whole + 1e-6))
     if len(parts) < FEWEST:
-        return None
+        return None, 0.0
     order = np.argsort(parts, 0)
     summed = np.take_along_axis(np.array(weights), order, 0).cumsum(0)
     middle = (summed < summed[-1] / 2).sum(0, keepdims=True)
@@ -197,8 +204,8 @@ def _mean(above, clipped, places, trail):
     base, spread = _ground(mean)
     mean = (mean - base - 2 * spread).clip(0)
     if mean.sum() <= 0:
-        return None
-    return centred(torch.from_numpy(mean)).numpy().astype(np.float32)
+        return None, 0.0
+    return centred(torch.from_numpy(mean)).numpy().astype(np.float32), mean[~seen_at_all].sum() / mean.sum()
 
 
 def _part_of(trail):

@@ -1,12 +1,13 @@
 """Kernels that trails of lights show."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from skimage import data
 
 from selfdeblur.api import start
-from selfdeblur.classical import estimate_kernel
+from selfdeblur.classical import estimate_kernel, trails
 from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.classical.size import estimate_kernel_of_any_size, estimate_size
 from selfdeblur.classical.trails import kernel_of_trails
@@ -38,6 +39,21 @@ def test_trails_show_the_kernel_in_correlation_sense():
     assert kernel_similarity(found.rot90(2, (0, 1)).numpy(), KERNEL) < 0.9
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)
     assert torch.equal(estimate_kernel(y, (17, 17)), found)
+
+
+def test_trails_are_put_together_from_pieces():
+    thin = camera_shake_kernel(31, rng=5)
+    y, _ = night(kernel=thin, brightness=20.0)
+    pieces, _ = cv2.connectedComponents((y.numpy() > np.median(y) + 0.15).astype(np.uint8))
+    found = kernel_of_trails(y, (31, 31))
+    assert kernel_similarity(found.numpy(), thin) > 0.9
+    assert pieces > 13
+
+
+def test_where_the_same_pixels_of_all_trails_are_clipped_they_are_not_refined(monkeypatch):
+    monkeypatch.setattr(trails, "refine_kernel", lambda *args, **kwargs: pytest.fail("refined"))
+    y, _ = night(brightness=60.0)
+    assert kernel_similarity(kernel_of_trails(y, (17, 17)).numpy(), KERNEL) > 0.8
 
 
 def test_the_size_of_trails_is_seen():
