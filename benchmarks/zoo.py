@@ -31,6 +31,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from zoo_problems import KERNELS, PICTURES, SEEDS, Problem, problems, score
 
+import selfdeblur.stages
 from selfdeblur import api
 from selfdeblur.arguments import Parser, guarded
 from selfdeblur.classical import deconvolve, estimate_kernel, quality
@@ -272,30 +273,35 @@ def measure(problem, preset, seed=0, device="cpu", **changes):
     size, y = problem.kernel_size, torch.from_numpy(luminance(problem.y)).to(device)
     scores = {"blurry": score(problem, problem.y), "true": score(problem, plain(y, problem.kernel))}
     begun, cpu = time.perf_counter(), time.process_time()
-    estimate = estimate_kernel(y, size)
+    searches, runs, start = [], [], api.start
+
+    def searched(*args, **options):
+        since = time.perf_counter()
+        kernel = estimate_kernel(*args, **options)
+        searches.append((kernel, round(time.perf_counter() - since, 1)))
+        return kernel
+
+    def started(*args, **options):
+        runs.append(start(*args, **options))
+        return runs[0]
+
+    if preset != ESTIMATE:
+        # The run that `deblur` makes is kept for the kernels of its stages, and what its first search finds.
+        with patch.object(api, "start", started), patch.object(selfdeblur.stages, "estimate_kernel", searched):
+            result = api.deblur(problem.y, size, preset=preset, seed=seed, device=device, **changes)
+    row = {"seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    estimate, seconds = searches[0] if searches else (searched(y, size), searches[0][1])
     x = deconvolve(y, estimate)
-    row = {"estimate_seconds": round(time.perf_counter() - begun, 1)}
     scores["estimate"] = score(problem, centre(x, size).clamp(0, 1).cpu().numpy())
     if preset == ESTIMATE:
         kernel, judged, stages = estimate.cpu().numpy(), quality.assess(y, x, estimate), {}
-        scores["result"], row["seconds"] = scores["estimate"], row["estimate_seconds"]
-        row["cpu_seconds"] = round(time.process_time() - cpu, 1)
+        scores["result"] = scores["estimate"]
+        row |= {"seconds": seconds, "cpu_seconds": round(time.process_time() - cpu, 1)}
     else:
-        runs, start = [], api.start
-
-        def started(*args, **options):
-            runs.append(start(*args, **options))
-            return runs[0]
-
-        begun, cpu = time.perf_counter(), time.process_time()
-        # The run that `deblur` makes is kept for the kernels of its stages.
-        with patch.object(api, "start", started):
-            result = api.deblur(problem.y, size, preset=preset, seed=seed, device=device, **changes)
-        row["seconds"] = round(time.perf_counter() - begun, 1)
-        row["cpu_seconds"] = round(time.process_time() - cpu, 1)
         kernel, judged, scores["result"] = result.kernel, result.quality, score(problem, result.image)
         stages = dict(runs[0].kernels) if runs else {}
         stages["end"] = torch.from_numpy(kernel)
+    row["estimate_seconds"] = seconds
     for name, (decibels, similar) in scores.items():
         row |= {name: round(decibels, 3), f"{name}_ssim": round(similar, 4)}
     psnrs = {name: score(problem, plain(y, k.to(y.device)))[0] for name, k in stages.items()}
