@@ -4,8 +4,9 @@
 gradients (`few_gradients`) and the kernel that best explains the blurry
 gradients given the sharp ones (`fit_kernel`). It does so with several variants
 from many starts, of which ever fewer go on to the next scale: those of least
-`free_energy`. It searches so more than once, from different scales on, and
-joins the searches near the end. `estimate_kernel` refines the best kernel.
+`free_energy`. A large kernel it searches so more than once, from different
+scales on, and joins the searches near the end. `estimate_kernel` refines the
+best kernel.
 
 Everything is greyscale; every kernel is meant in the correlation sense of
 `selfdeblur.forward`.
