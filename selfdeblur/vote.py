@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from selfdeblur.classical import deconvolve
-from selfdeblur.classical.judge import least_bad
+from selfdeblur.classical.judge import clearly_better
 from selfdeblur.classical.quality import disagreement
 
 
@@ -58,7 +57,8 @@ def vote(
     Two kernels agree if the `disagreement` of their images is at most
     ``doubt``. Below ``confirmed`` the check confirms the estimate, and what
     still differs is the error of the networks. Where the two disagree the
-    kernel is searched for again.
+    kernel is searched for again. The new one is better if it explains y
+    `clearly_better`; less says nothing of two searches.
 
     The first row that holds decides:
 
@@ -112,7 +112,7 @@ def vote(
 
     new = opinion(search_again())
     from_new = differ(new, fitted)
-    better = least_bad(y, torch.stack([estimate, new.kernel])) == 1
+    better = clearly_better(y, new.kernel, estimate)
     new_agrees = from_new <= doubt
     if differ(old, new) <= doubt or not (better or new_agrees):
         return choice([fitted], apart, "estimate and check disagree, another search found nothing better")

@@ -40,13 +40,6 @@ BLOCKINESS, SMALLEST_WITH_BLOCKS = 1.3, 64
 NOISE_OF_BLOCKS = 5e-3
 
 
-def least_bad(y, kernels):
-    """Index of the kernel (n, h, w) that explains y (H, W) best, by `badness` on what `judged_window` takes."""
-    part = y[judged_window(y, kernels.shape[1:])]
-    scores = badness(two_opinions(part, away_from_lights(part)), kernels)
-    return scores.index(min(scores))
-
-
 def clearly_better(y, kernel, other, *, share=CLEARLY_BETTER):
     """Whether a kernel (h, w) explains y (H, W) clearly better than another: with less than a share of its energy."""
     if extent(kernel) < POINT_EXTENT:

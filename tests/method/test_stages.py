@@ -73,7 +73,7 @@ def test_kernel_generator_starts_at_a_kernel():
 def test_a_stage_starts_where_it_is_told(picture, monkeypatch, short_search):
     _, _, y = blurred(picture, 48, 5, 1)
     # Another search finds nothing better.
-    monkeypatch.setattr("selfdeblur.vote.least_bad", lambda y, kernels: 0)
+    monkeypatch.setattr("selfdeblur.vote.clearly_better", lambda y, kernel, other: False)
     for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
         settings = make_settings("best", num_iter=6)
         stages = [dict(stage) for stage in settings.stages]
@@ -204,7 +204,7 @@ def test_an_image_is_the_mean_of_two_stages(picture, short_search):
 
 @pytest.mark.parametrize("doubt", [1e9, -1.0])
 def test_a_run_ends_with_the_mean_of_kernels_deconvolved(picture, monkeypatch, short_search, doubt):
-    monkeypatch.setattr("selfdeblur.vote.least_bad", lambda y, kernels: 0)
+    monkeypatch.setattr("selfdeblur.vote.clearly_better", lambda y, kernel, other: False)
     monkeypatch.setattr("selfdeblur.stages.clearly_better", lambda y, kernel, other, share: False)
     _, _, y = blurred(picture, 64, 7, 1)
     run = finish(Run(y[None, None], (7, 7), make_settings("fast", num_iter=7, doubt=doubt, confirmed=0.0)))
