@@ -224,7 +224,7 @@ class Run:
             return None
         if kernel_of_trails(y, self.kernel_size) is not None:
             return TRAILS
-        if is_simple(estimate):
+        if is_simple(estimate) and not quality.shortfall_of(y, estimate)[1]:
             return SIMPLE
         if noise_level(y) > settings.most_noise:
             return "there is too much noise for a fit of networks"

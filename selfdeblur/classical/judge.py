@@ -109,7 +109,7 @@ def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
     kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
     # White noise of y has twice its variance in the gradients, four times at their finest detail. Were not even that
     # allowed for, a kernel near to a point, which leaves such detail in the image, would explain y best.
-    of_y = _noise_of_detail(y) ** 2
+    of_y = noise_of_detail(y) ** 2
     noise = max(1e-5 + 2 * of_y, 4 * of_y)
     y = gradients(y)
     blur = Correlation(y.shape[-2:], kernel.shape[-2:], of_gradients(away))
@@ -218,7 +218,7 @@ def _blockiness(y):
     return float(places.max() / places.median().clamp(min=1e-9))
 
 
-def _noise_of_detail(y):
+def noise_of_detail(y):
     """The noise of the finest differences, which is what gradients have; in an image of blocks not too little of it."""
     return max(_finest_noise(y), NOISE_OF_BLOCKS if has_blocks(y) else 0)
 

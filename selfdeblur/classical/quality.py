@@ -78,8 +78,7 @@ def assess(y, x, kernel, disagreed=None, *, lights=False):
         bright = (x >= 1).to(x)
         error = error[blur(bright[None, None], kernel[None, None])[0, 0] < LITTLE_OF_A_LIGHT]
     inner = kernel[1:-1, 1:-1].sum() if min(size) > 2 else kernel.sum()
-    seen = y[judged_window(y, size)]
-    spectrum = Spectrum(seen, noise_level(seen))
+    shortfall, falls_short = shortfall_of(y, kernel)
     measures = {
         "kernel_extent": extent(kernel),
         "kernel_spread": torch.special.entr(kernel).sum().exp() / kernel.numel(),
@@ -87,7 +86,7 @@ def assess(y, x, kernel, disagreed=None, *, lights=False):
         "contrast": centre(x, size).std() / y.std().clamp(min=1e-6),
         "ringing": ringing(y, kernel),
         "misfit": error.square().mean().sqrt(),
-        "shortfall": spectrum.shortfall(kernel) if kernel.numel() > 1 and spectrum.enough else 0,
+        "shortfall": shortfall,
     }
     measures = {name: round(float(value), 5) for name, value in measures.items()}
     reasons = []
@@ -103,13 +102,23 @@ def assess(y, x, kernel, disagreed=None, *, lights=False):
         reasons.append("the kernel makes an image that rings")
     if measures["misfit"] > MOST_MISFIT + MISFIT_OF_NOISE * noise_level(y):
         reasons.append("image and kernel do not explain the blurry image")
-    if measures["shortfall"] > MOST_SHORTFALL + OF_FEW_FREQUENCIES / max(len(spectrum.power), 1) ** 0.5 and not lights:
+    if falls_short and not lights:
         reasons.append("the kernel does not explain the spectrum of the blurry image")
     if disagreed is not None:
         measures["disagreement"] = round(disagreed, 5)
         if disagreed > DOUBT:
             reasons.append("two estimates of the kernel disagree")
     return {"doubtful": bool(reasons), "reasons": reasons, **measures}
+
+
+def shortfall_of(y, kernel):
+    """`spectrum.Spectrum.shortfall` of a kernel (h, w) in an image y (H, W), and whether it is too much; else 0."""
+    y = y[judged_window(y, kernel.shape)]
+    spectrum = Spectrum(y, noise_level(y))
+    if kernel.numel() == 1 or not spectrum.enough:
+        return 0.0, False
+    shortfall = float(spectrum.shortfall(kernel))
+    return shortfall, shortfall > MOST_SHORTFALL + OF_FEW_FREQUENCIES / len(spectrum.power) ** 0.5
 
 
 def ringing(y, kernel):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights
-from selfdeblur.classical.judge import free_energy, judged_window, noise_level, two_opinions
+from selfdeblur.classical.judge import free_energy, judged_window, noise_level, noise_of_detail, two_opinions
 from selfdeblur.classical.kernels import PART_OF_KERNEL, disk, point_like
 from selfdeblur.classical.linear import gradients, taper
 from selfdeblur.classical.spectrum import Spectrum
@@ -25,7 +25,7 @@ from selfdeblur.classical.spectrum import Spectrum
 # Smaller kernels have no form to speak of.
 SMALLEST = 5
 
-# With noise of a larger standard deviation nothing is told: doubles agree with it as well as the kernel does.
+# With finest noise of a larger standard deviation nothing is told: doubles agree with it as well as the kernel does.
 MOST_NOISE = 0.015
 
 # Diameters of disks, standard deviations of Gaussians and lengths of lines that are tried, in pixels: the least one and
@@ -101,10 +101,9 @@ def simple_kernel(y, kernel):
     if min(size) < SMALLEST:
         return None
     y = y[judged_window(y, size)]
-    noise = noise_level(y)
-    if noise > MOST_NOISE:
+    if noise_of_detail(y) > MOST_NOISE:
         return None
-    spectrum = Spectrum(y, noise)
+    spectrum = Spectrum(y, noise_level(y))
     if not spectrum.enough:
         return None
     some = spectrum.at_some_frequencies(FREQUENCIES)
