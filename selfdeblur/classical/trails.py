@@ -41,6 +41,9 @@ SAME = 0.95
 # its energy; trails of lights of the development half of the zoo have 0.3 to 0.9, where much is clipped 1.2.
 MOST_ENERGY = 1.25
 
+# Of sizes whose kernels differ by less than this share of the energy the first, the smallest, is taken.
+SAME_ENERGY = 0.05
+
 # A share of the trail up to which it may be clipped at all places, if it is refined: what is hidden so comes out wrong,
 # and a refinement makes it worse.
 MOST_HIDDEN = 0.05
@@ -70,7 +73,9 @@ def kernel_of_trails(y, kernel_size):
 
 
 def best_kernel_of_trails(y, kernel_sizes, *, most_on_rim=1.0):
-    """`kernel_of_trails` for that of some sizes that explains y (H, W) best, against a point; None if there is none.
+    """`kernel_of_trails` for that of some sizes that explains y (H, W) best; None if there is none.
+
+    Sizes are in rising order, and the smallest of those that are as good is taken.
 
     Kernels of which a larger share than ``most_on_rim`` lies on the rim of their frame are pieces, and left out. What
     was found for an image is remembered for a while, as several parts of a run ask for it.
@@ -86,7 +91,8 @@ def _best(pixels, shape, device, sizes, most_on_rim):
     seen = [found for size in sizes if (found := _seen(y, size, most_on_rim)) is not None]
     if not seen:
         return None
-    _, kernels, hidden = min(seen, key=lambda found: found[0])
+    least = min(energy for energy, _, _ in seen)
+    _, kernels, hidden = next(found for found in seen if found[0] <= (1 + SAME_ENERGY) * least)
     return kernels[0] if hidden > MOST_HIDDEN else _refined(y[judged_window(y, kernels[0].shape)], kernels)
 
 
@@ -180,10 +186,11 @@ def _mean(above, clipped, places, trail):
     """The trail (h, w) that is at several places, None where there are too few, and which share of it is hidden.
 
     The mean is a median at each pixel, weighed by the brightness of the lights: at one place or another each pixel is
-    crossed by another trail. Clipped pixels count only where there are no others; these are hidden.
+    crossed by another trail. Clipped pixels do not count; where there are no others the trail is hidden, and taken for
+    what the faintest light has there at least.
     """
     (h, w), itself = trail.shape, _part_of(trail)
-    parts, weights, seen_at_all = [], [], np.zeros(trail.shape, bool)
+    parts, weights = [], []
     for row, column in places:
         part, whole = (image[row : row + h, column : column + w] for image in (above, ~clipped))
         seen = itself & whole
@@ -192,20 +199,22 @@ def _mean(above, clipped, places, trail):
         t, v = trail[seen], part[seen]
         brightness = (t - t.mean()) @ (v - v.mean()) / max(np.square(t - t.mean()).sum(), 1e-9)
         brightness = max(brightness, 0.3 * v.sum() / t.sum(), 1e-6)
-        seen_at_all |= whole
         parts.append(part / brightness)
-        weights.append(brightness * (whole + 1e-6))
+        weights.append(brightness * whole)
     if len(parts) < FEWEST:
         return None, 0.0
+    parts, weights = np.array(parts), np.array(weights)
     order = np.argsort(parts, 0)
-    summed = np.take_along_axis(np.array(weights), order, 0).cumsum(0)
+    summed = np.take_along_axis(weights, order, 0).cumsum(0)
     middle = (summed < summed[-1] / 2).sum(0, keepdims=True)
-    mean = np.take_along_axis(np.array(parts), np.take_along_axis(order, middle, 0), 0)[0]
+    hidden = summed[-1] == 0
+    mean = np.take_along_axis(parts, np.take_along_axis(order, middle, 0), 0)[0]
+    mean = np.where(hidden, parts.max(0), mean)
     base, spread = _ground(mean)
     mean = (mean - base - 2 * spread).clip(0)
     if mean.sum() <= 0:
         return None, 0.0
-    return centred(torch.from_numpy(mean)).numpy().astype(np.float32), mean[~seen_at_all].sum() / mean.sum()
+    return centred(torch.from_numpy(mean)).numpy().astype(np.float32), mean[hidden].sum() / mean.sum()
 
 
 def _part_of(trail):
