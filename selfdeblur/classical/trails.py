@@ -82,7 +82,7 @@ def best_kernel_of_trails(y, kernel_sizes, *, most_on_rim=1.0):
     """
     pixels = y.detach().to("cpu", torch.float32).contiguous().numpy()
     kernel = _best(pixels.tobytes(), pixels.shape, y.device, tuple(map(tuple, kernel_sizes)), most_on_rim)
-    return None if kernel is None else kernel.to(y)
+    return None if kernel is None else kernel.to(y).clone()
 
 
 @lru_cache(maxsize=2)
