@@ -290,18 +290,19 @@ def measure(problem, preset, seed=0, device="cpu", **changes):
         with patch.object(api, "start", started), patch.object(selfdeblur.stages, "estimate_kernel", searched):
             result = api.deblur(problem.y, size, preset=preset, seed=seed, device=device, **changes)
     row = {"seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-    estimate, seconds = searches[0] if searches else (searched(y, size), searches[0][1])
+    if not searches:
+        searched(y, size)
+    estimate, row["estimate_seconds"] = searches[0]
     x = deconvolve(y, estimate)
     scores["estimate"] = score(problem, centre(x, size).clamp(0, 1).cpu().numpy())
     if preset == ESTIMATE:
         kernel, judged, stages = estimate.cpu().numpy(), quality.assess(y, x, estimate), {}
         scores["result"] = scores["estimate"]
-        row |= {"seconds": seconds, "cpu_seconds": round(time.process_time() - cpu, 1)}
+        row |= {"seconds": row["estimate_seconds"], "cpu_seconds": round(time.process_time() - cpu, 1)}
     else:
         kernel, judged, scores["result"] = result.kernel, result.quality, score(problem, result.image)
         stages = dict(runs[0].kernels) if runs else {}
         stages["end"] = torch.from_numpy(kernel)
-    row["estimate_seconds"] = seconds
     for name, (decibels, similar) in scores.items():
         row |= {name: round(decibels, 3), f"{name}_ssim": round(similar, 4)}
     psnrs = {name: score(problem, plain(y, k.to(y.device)))[0] for name, k in stages.items()}

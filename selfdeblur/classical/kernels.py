@@ -99,6 +99,12 @@ def point_like(kernel):
     return point
 
 
+def share_on_rim(kernel):
+    """Share of a kernel (h, w) of sum 1 in the outermost row and column at each side; 0 where there are only these."""
+    inner = kernel[1:-1, 1:-1].sum() if min(kernel.shape) > 2 else kernel.sum()
+    return kernel.sum() - inner
+
+
 def odd(n):
     """The odd number of at least 3 that is nearest to n."""
     return max(2 * round((n - 1) / 2) + 1, 3)

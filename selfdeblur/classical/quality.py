@@ -4,6 +4,7 @@ import torch
 
 from selfdeblur.classical.deconvolution import deconvolve
 from selfdeblur.classical.judge import POINT_EXTENT, extent, judged_window, noise_level
+from selfdeblur.classical.kernels import share_on_rim
 from selfdeblur.classical.linear import smooth
 from selfdeblur.classical.spectrum import Spectrum
 from selfdeblur.forward import blur, centre
@@ -77,12 +78,11 @@ def assess(y, x, kernel, disagreed=None, *, lights=False):
     if lights:
         bright = (x >= 1).to(x)
         error = error[blur(bright[None, None], kernel[None, None])[0, 0] < LITTLE_OF_A_LIGHT]
-    inner = kernel[1:-1, 1:-1].sum() if min(size) > 2 else kernel.sum()
     shortfall, falls_short = shortfall_of(y, kernel)
     measures = {
         "kernel_extent": extent(kernel),
         "kernel_spread": torch.special.entr(kernel).sum().exp() / kernel.numel(),
-        "kernel_rim": kernel.sum() - inner,
+        "kernel_rim": share_on_rim(kernel),
         "contrast": centre(x, size).std() / y.std().clamp(min=1e-6),
         "ringing": ringing(y, kernel),
         "misfit": error.square().mean().sqrt(),

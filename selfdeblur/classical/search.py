@@ -147,7 +147,7 @@ def estimate_kernel(
     if (seen := kernel_of_trails(y, kernel_size)) is not None:
         return seen
     part = y[judged_window(y, kernel_size)]
-    searches = searches or searches_for(part.shape, kernel_size)
+    searches = searches or _searches_for(part.shape, kernel_size)
     ended = False
 
     def told(*news):
@@ -171,7 +171,7 @@ def estimate_kernel(
     return kernel if simple is None else simple
 
 
-def searches_for(size, kernel_size):
+def _searches_for(size, kernel_size):
     """The SEARCHES that pay for an image (H, W) and a kernel (h, w): of a small kernel three find no more than one."""
     return SEARCHES if len(_sizes(size, kernel_size)) - 1 > LARGE_KERNEL_SCALE else SEARCHES[:1]
 

@@ -22,7 +22,7 @@ FRAMES, LARGEST_SHARE = (13, 19, 27, 41, 61), 1 / 3
 FRAMES_OF_TRAILS = (13, 19, 27, 35, 41, 51, 61)
 
 # Of a trail that is whole no more than this share lies on the rim of its frame.
-MOST_ON_RIM = 0.01
+TRAIL_ON_RIM = 0.01
 
 # Kernels that each setting of a short search starts from, and settings: the last one, for text, finds no others.
 SHORT_STARTS, SHORT_VARIANTS = 6, VARIANTS[:4]
@@ -42,7 +42,7 @@ ALIKE, MUCH_SMALLER = 0.015, 0.75
 def kernel_of_trails_of_any_size(y):
     """The best of what trails of lights show in frames that have room for it, or None, see `kernel_of_trails`."""
     frames = [(frame, frame) for frame in FRAMES_OF_TRAILS if frame <= LARGEST_SHARE * min(y.shape)]
-    return best_kernel_of_trails(y, frames, most_on_rim=MOST_ON_RIM)
+    return best_kernel_of_trails(y, frames, most_on_rim=TRAIL_ON_RIM)
 
 
 def estimate_size(y, progress=None):

@@ -14,7 +14,7 @@ import torch
 from selfdeblur.classical.clipped import NEARLY_WHITE
 from selfdeblur.classical.deconvolution import refine_kernel
 from selfdeblur.classical.judge import judged_window, summed_energies
-from selfdeblur.classical.kernels import PART_OF_KERNEL, centred, point_like, similarity
+from selfdeblur.classical.kernels import PART_OF_KERNEL, centred, point_like, share_on_rim, similarity
 
 # How much brighter than the ground around it a template is, at least; it is sought above each of these levels.
 LEVELS = (0.08, 0.15, 0.25, 0.4)
@@ -67,7 +67,7 @@ def kernel_of_trails(y, kernel_size):
     -------
     tensor of float32 (h, w) or None
         Kernel, sum 1, correlation sense: a light of x draws the kernel turned by 180 degrees into y. None where no
-        FEWEST trails are alike, or where what they show explains y no better than a point.
+        FEWEST trails are alike, or where what they show explains y worse than a point by more than MOST_ENERGY allows.
     """
     return best_kernel_of_trails(y, [kernel_size])
 
@@ -96,12 +96,12 @@ def _best(pixels, shape, device, sizes, most_on_rim):
     return kernels[0] if hidden > MOST_HIDDEN else _refined(y[judged_window(y, kernels[0].shape)], kernels)
 
 
-def _seen(y, size, most_on_rim=1.0):
+def _seen(y, size, most_on_rim):
     """Of the kernels that trails show the least energy over that of a point, all (n, h, w), and what is hidden of the
     best; None without any."""
     found, hidden = [], []
     for kernel, share in _shown(y.cpu().numpy(), size):
-        if kernel.sum() - kernel[1:-1, 1:-1].sum() > most_on_rim:
+        if share_on_rim(kernel) > most_on_rim:
             continue
         if not found or float(similarity(kernel, torch.stack(found)).max()) < SAME:
             found.append(kernel)
@@ -128,12 +128,13 @@ def _shown(y, size):
         taken.append(place)
         for _ in range(TIMES):
             places = _places(above, trail)
-            clear = sum(alike >= CLEARLY_ALIKE and height >= STANDS_OUT * usual for _, alike, height in places)
             trail, hidden = _mean(above, clipped, [corner for corner, _, _ in places], trail)
             if trail is None:
                 break
-        if trail is not None and clear >= FEWEST:
-            yield centred(torch.from_numpy(trail).rot90(2, (0, 1)).contiguous()), hidden
+        else:
+            clear = [alike >= CLEARLY_ALIKE and height >= STANDS_OUT * usual for _, alike, height in places]
+            if sum(clear) >= FEWEST:
+                yield centred(torch.from_numpy(trail).rot90(2, (0, 1)).contiguous()), hidden
 
 
 def _templates(above, clipped, size):
@@ -152,7 +153,7 @@ def _templates(above, clipped, size):
             base, spread = _ground(part)
             height = part.max() - base
             if height >= LEAST_HEIGHT and spread <= MOST_GROUND * height:
-                itself = cv2.dilate((labels[window] == number).astype(np.uint8), np.ones((5, 5), np.uint8))
+                itself = _grown(labels[window] == number)
                 trail = ((part - base - 2 * spread).clip(0) * itself).astype(np.float32)
                 yield spread / height + clipped[window].any(), np.array([row, column]), trail
 
@@ -169,7 +170,7 @@ def _places(above, trail):
 
     Each place is its corner (row, column), how much alike it is, and how far it stands out of the ground.
     """
-    around = cv2.dilate(_part_of(trail).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.float32)
+    around = _grown(_part_of(trail)).astype(np.float32)
     alike = np.nan_to_num(cv2.matchTemplate(above, trail, cv2.TM_CCOEFF_NORMED, mask=around), posinf=0, neginf=0)
     places, apart = [], max(max(trail.shape) // APART, 2)
     while len(places) < MOST:
@@ -215,6 +216,11 @@ def _mean(above, clipped, places, trail):
     if mean.sum() <= 0:
         return None, 0.0
     return centred(torch.from_numpy(mean)).numpy().astype(np.float32), mean[hidden].sum() / mean.sum()
+
+
+def _grown(inside):
+    """A mask (h, w) with what is at most two pixels from it, as 0 and 1."""
+    return cv2.dilate(inside.astype(np.uint8), np.ones((5, 5), np.uint8))
 
 
 def _part_of(trail):
