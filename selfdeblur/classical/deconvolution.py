@@ -25,7 +25,7 @@ from selfdeblur.classical.recorded import Recorded
 
 # Weight of the sparse prior in a deconvolution with a noise of LITTLE_NOISE. It goes with a power of the noise, but not
 # below a share: there it is the errors of the kernel that call for it.
-PRIOR_WEIGHT, LITTLE_NOISE, NOISE_POWER, LEAST_SHARE = 1e-4, 3e-3, 1.2, 0.7
+PRIOR_WEIGHT, LITTLE_NOISE, NOISE_POWER, LEAST_SHARE = 1e-4, 4e-3, 1.5, 0.7
 
 # Weight of each of the five `differences` in the prior: second ones count a quarter.
 DIFFERENCE_WEIGHTS = (1.0, 1.0, 0.25, 0.25, 0.25)

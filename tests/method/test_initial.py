@@ -345,7 +345,7 @@ def test_noise_that_jpeg_took_the_finest_part_of(noise, left):
 
 
 def test_weight_of_the_prior_follows_the_noise():
-    weights = [deconvolution.prior_weight(noise) for noise in (0, 1e-3, 3e-3, 1e-2, 3e-2)]
+    weights = [deconvolution.prior_weight(noise) for noise in (0, 1e-3, 4e-3, 1e-2, 3e-2)]
     assert weights == sorted(weights)
     assert weights[2] == deconvolution.PRIOR_WEIGHT
     assert weights[0] == weights[1] == deconvolution.LEAST_SHARE * deconvolution.PRIOR_WEIGHT
