@@ -18,8 +18,10 @@ from selfdeblur.checks import check_image, check_kernel, check_kernel_size
 from selfdeblur.classical import quality as judge
 from selfdeblur.classical.deconvolution import prior_weight
 from selfdeblur.classical.judge import JUDGED_SIDE, busiest_window, extent, judged_window, noise_level
+from selfdeblur.classical.search import estimate_kernel
 from selfdeblur.classical.sharp import is_sharp
 from selfdeblur.classical.size import (
+    MOST_APART,
     estimate_kernel_of_any_size,
     estimate_kernel_within,
     estimate_size,
@@ -232,8 +234,8 @@ class _Task:
         self.noise_given = noise is not None
         self.time_limit, self.callback, self.seed = time_limit, callback, seed
         self.stopped, self.notes = "", []
-        # The best kernel so far of a search that is under way.
-        self.found = None
+        # The best kernel so far of a search that is under way, and how far the searches for its size are from it.
+        self.found = self.apart = None
 
     def solve(self, kernel, side):
         """Image (H, W), kernel (h, w) and quality."""
@@ -267,17 +269,30 @@ class _Task:
             quality = judge.assess(seen, padded.clamp(0, 1), kernel, lights=lights)
         if self.stopped:
             quality = _doubted(quality, f"ended early: {self.stopped}")
-        elif searched and (varies := variation(seen, kernel)) is not None:
+        elif searched:
+            quality = self._opinions(seen, kernel, quality)
+        return image, kernel, quality
+
+    def _opinions(self, y, kernel, quality):
+        """Quality with what searches for the size and parts of y (H, W) say of the kernel that was found."""
+        if self.apart is not None:
+            quality = {**quality, "apart": round(self.apart, 5)}
+            if self.apart > MOST_APART:
+                quality = _doubted(quality, "searches for kernels of other sizes find another kernel: name its size")
+        if (varies := variation(y, kernel)) is not None:
             quality = {**quality, "variation": round(varies, 5)}
             if varies > MOST_VARIATION:
                 quality = _doubted(quality, "the blur differs over the picture: take a part of it")
-        return image, kernel, quality
+        return quality
 
-    def _search(self, y):
-        """The kernel of y (H, W) by a search alone, ended early where that is wanted."""
+    def _search(self, y, *, checked=False):
+        """The kernel of y (H, W) by a search alone, or by one that is to be checked; ended early where wanted."""
         try:
             if self.size is None:
-                return estimate_kernel_of_any_size(y, self._searching)
+                kernel, self.apart = estimate_kernel_of_any_size(y, self._searching)
+                return kernel
+            if checked:
+                return estimate_kernel(y, self.size, progress=self._searching)
             return estimate_kernel_within(y, self.size, self._searching)
         except KeyboardInterrupt:
             if self.found is None:
@@ -317,10 +332,12 @@ class _Task:
             return None, self._search(y), None
         known = None if kernel is None else kernel.cpu().numpy()
         estimate = None
-        if self.size is None and preset in WITH_SEARCH:
-            # The search for a size finds a kernel, too.
-            estimate = self._search(y).to(y)
+        if preset in WITH_SEARCH:
+            estimate = self._search(y, checked=True).to(y)
             if self.stopped:
+                return None, estimate, None
+            if judge.stands_alone(y, estimate):
+                self.notes.append("a kernel of a simple form explains the picture: no networks were fitted to it")
                 return None, estimate, None
             self.size = tuple(estimate.shape)
         elif self.size is None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from selfdeblur.classical import deconvolve, estimate_kernel, quality
 from selfdeblur.classical.judge import busiest_window, clearly_better, noise_level
 from selfdeblur.classical.search import SEARCHES_AGAIN
-from selfdeblur.classical.simple import is_simple
 from selfdeblur.classical.trails import kernel_of_trails
 from selfdeblur.forward import centre
 from selfdeblur.solver import Fit
@@ -224,7 +223,7 @@ class Run:
             return None
         if kernel_of_trails(y, self.kernel_size) is not None:
             return TRAILS
-        if is_simple(estimate) and not quality.shortfall_of(y, estimate)[1]:
+        if quality.stands_alone(y, estimate):
             return SIMPLE
         if noise_level(y) > settings.most_noise:
             return "there is too much noise for a fit of networks"

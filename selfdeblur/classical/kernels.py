@@ -140,6 +140,13 @@ def framed(kernel, size):
     return torch.nn.functional.pad(kernel, (columns, columns, rows, rows))
 
 
+def at_half_scale(kernel):
+    """A kernel (h, w) as it is for images of half the size; odd sizes of at least 3, sum 1."""
+    size = [max(n // 4 * 2 + 1, 3) for n in kernel.shape]
+    small = torch.nn.functional.interpolate(kernel[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return small / small.sum()
+
+
 def _moved(inside):
     """Where what comes to each place is, (..., n), if the box from the first True to the last comes to the middle."""
     n = inside.shape[-1]

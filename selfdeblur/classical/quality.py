@@ -6,6 +6,7 @@ from selfdeblur.classical.deconvolution import deconvolve
 from selfdeblur.classical.judge import POINT_EXTENT, extent, judged_window, noise_level
 from selfdeblur.classical.kernels import share_on_rim
 from selfdeblur.classical.linear import smooth
+from selfdeblur.classical.simple import is_simple
 from selfdeblur.classical.spectrum import Spectrum
 from selfdeblur.forward import blur, centre
 from selfdeblur.settings import DOUBT
@@ -119,6 +120,11 @@ def shortfall_of(y, kernel):
         return 0.0, False
     shortfall = float(spectrum.shortfall(kernel))
     return shortfall, shortfall > MOST_SHORTFALL + OF_FEW_FREQUENCIES / len(spectrum.power) ** 0.5
+
+
+def stands_alone(y, kernel):
+    """Whether a kernel (h, w) of an image y (H, W) needs no networks: a simple form that explains the spectrum of y."""
+    return is_simple(kernel) and not shortfall_of(y, kernel)[1]
 
 
 def ringing(y, kernel):

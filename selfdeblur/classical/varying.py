@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from selfdeblur.classical.judge import busiest_window, summed_energies
+from selfdeblur.classical.kernels import at_half_scale
 from selfdeblur.classical.linear import shrink
 from selfdeblur.classical.search import refitted
 
@@ -40,14 +40,12 @@ def variation(y, kernel):
         badly by any other's kernel, but its own explains others no better. The mean over all pairs. None where the
         picture is too small for its kernel.
     """
-    size = tuple(max(n // 4 * 2 + 1, 3) for n in kernel.shape)
+    small = at_half_scale(kernel.to(y))
     half = shrink(y, [n // 2 for n in y.shape])
-    if min(half.shape) < SMALLEST + max(size) or max(kernel.shape) < 5:
+    if min(half.shape) < SMALLEST + max(small.shape) or max(kernel.shape) < 5:
         return None
-    kernel = F.interpolate(kernel[None, None].to(y), size=size, mode="bilinear", align_corners=False)[0, 0]
-    kernel = kernel / kernel.sum()
     windows = [window.contiguous() for window in _windows(half)]
-    own = torch.stack([refitted(window, kernel) for window in windows])
+    own = torch.stack([refitted(window, small) for window in windows])
     energies = np.array([summed_energies(w, own) for w in windows])
     ratios = energies / energies.diagonal()[:, None]
     return float(np.mean([min(ratios[i, j], ratios[j, i]) for i, j in itertools.combinations(range(len(own)), 2)]))

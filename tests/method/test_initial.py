@@ -391,6 +391,6 @@ def test_the_size_of_a_kernel_from_the_picture(picture):
     assert height % 2 == 1
     assert 13 <= height <= 31  # the kernel has 15 pixels
     assert estimate_size(y[:20, :30]) == (5, 5)
-    found = estimate_kernel_of_any_size(y[:64, :64])
+    found = estimate_kernel_of_any_size(y[:64, :64]).kernel
     assert found.shape[0] == found.shape[1] <= 27
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)

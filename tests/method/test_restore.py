@@ -12,7 +12,8 @@ import torch
 from skimage import data
 
 from selfdeblur import UserError, restore, tiles
-from selfdeblur.classical.kernels import camera_shake_kernel
+from selfdeblur.classical.kernels import camera_shake_kernel, disk
+from selfdeblur.classical.size import MOST_APART, OfAnySize
 from selfdeblur.colour import luminance
 from selfdeblur.forward import blur
 from selfdeblur.restore import inner_part
@@ -53,7 +54,9 @@ def known(monkeypatch):
         return torch.from_numpy(KERNEL)
 
     monkeypatch.setattr(restore, "estimate_kernel_within", estimate)
-    monkeypatch.setattr(restore, "estimate_kernel_of_any_size", lambda y, progress: estimate(y, None, progress))
+    monkeypatch.setattr(
+        restore, "estimate_kernel_of_any_size", lambda y, progress: OfAnySize(estimate(y, None, progress), None)
+    )
     return asked
 
 
@@ -98,10 +101,33 @@ def test_a_flat_picture_comes_back_bit_for_bit_at_once(known, shape, dtype):
     assert not known
 
 
+def test_a_kernel_that_the_searches_for_its_size_do_not_find_is_doubted(monkeypatch, colour):
+    for apart, doubted in ((0.9 * MOST_APART, False), (1.1 * MOST_APART, True)):
+        found = OfAnySize(torch.from_numpy(KERNEL), apart)
+        monkeypatch.setattr(restore, "estimate_kernel_of_any_size", lambda *_, found=found: found)
+        result = deblurred(colour[0], preset="quick")
+        assert result.quality["apart"] == pytest.approx(apart)
+        assert result.improved != doubted
+        assert doubted == any("name its size" in reason for reason in result.quality["reasons"])
+
+
+@pytest.mark.parametrize("size", [None, 9])
+def test_a_simple_kernel_that_explains_the_picture_needs_no_networks(monkeypatch, size):
+    kernel = torch.from_numpy(disk(5.0, (9, 9)).astype(np.float32))
+    monkeypatch.setattr(restore, "estimate_kernel_of_any_size", lambda *_: OfAnySize(kernel, 0.0))
+    monkeypatch.setattr(restore, "estimate_kernel", lambda *_, **__: kernel)
+    monkeypatch.setattr(restore, "start", lambda *_, **__: pytest.fail("networks were fitted"))
+    y, sharp = blurred((data.camera()[100:250, 150:320] / 255).astype(np.float32), kernel.numpy())
+    result = deblurred(y, kernel_size=size, preset="fast")
+    assert result.improved
+    assert "no networks" in result.notes[0]
+    assert psnr(result.image, sharp) > psnr(y, sharp) + 3
+
+
 def test_a_kernel_that_is_a_point_hands_the_picture_back(monkeypatch, colour):
     point = torch.zeros(9, 9)
     point[4, 4] = 1
-    monkeypatch.setattr(restore, "estimate_kernel_of_any_size", lambda *_: point)
+    monkeypatch.setattr(restore, "estimate_kernel_of_any_size", lambda *_: OfAnySize(point, None))
     result = deblurred(colour[0], preset="quick")
     assert result.unchanged
     assert not result.improved

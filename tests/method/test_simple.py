@@ -120,11 +120,19 @@ def test_the_search_ends_with_a_simple_kernel():
     assert kernel_similarity(found.numpy(), true.numpy()) > 0.99
 
 
+def test_a_kernel_is_apart_from_searches_that_found_others():
+    true, other = drawn(disk, (8.0,), (13, 13)), drawn(line, (20.0, 20.0, 1.5), (31, 31))
+    y = blurred(true)
+    half, small, wrong = size.shrink(y, [n // 2 for n in y.shape]), size.at_half_scale(true), size.at_half_scale(other)
+    assert size._apart(size._Short(half, [15, 15], [[wrong], [small]]), true) < 0.02
+    assert size._apart(size._Short(half, [15], [[wrong]]), true) > size.MOST_APART
+
+
 def test_a_disk_that_is_larger_than_the_size_that_was_found(monkeypatch):
     true = drawn(disk, (19.0,), (25, 25))
     cut_off = true[6:19, 6:19] / true[6:19, 6:19].sum()
     monkeypatch.setattr(size, "_kernel_of", lambda y, sizes, progress: cut_off)
-    monkeypatch.setattr(size, "estimate_sizes", lambda y, progress: [(13, 13)])
-    found = size.estimate_kernel_of_any_size(blurred(true))
+    monkeypatch.setattr(size, "_sizes", lambda y, short: [(13, 13)])
+    found = size.estimate_kernel_of_any_size(blurred(true)).kernel
     assert is_simple(found)
     assert kernel_similarity(found.numpy(), true.numpy()) > 0.95
