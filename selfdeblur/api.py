@@ -277,7 +277,7 @@ def take_steps(run: Run, tell: Callable[[dict[str, Any]], object] | None = None)
     """All steps of a run, or those until ``tell`` returns True; it is called after each, see `deblur` for its dict."""
     steps, first, begun = run.settings.num_iter, run.steps_done, time.monotonic()
     with stepping(run) as (step, settle):
-        while run.steps_done < steps:
+        while not run.is_done:
             step()
             if tell is None:
                 continue

@@ -287,7 +287,7 @@ class _Work:
 
     def step(self):
         """One step; returns "deblurred" after the last one."""
-        run, queue, num_iter = self.run, self.queue, self.job.settings.num_iter
+        run, queue = self.run, self.queue
         if self.fixed:
             with queue.signals.raised():
                 self.fixed.prepare()
@@ -300,7 +300,7 @@ class _Work:
                 return None
             run.update()
         done = run.steps_done
-        saving = queue.save_frequency and done % queue.save_frequency == 0 and done < num_iter and run.fits_all_of_y
+        saving = queue.save_frequency and done % queue.save_frequency == 0 and not run.is_done and run.fits_all_of_y
         late = time.monotonic() - self.written > queue.interval
         writing = done % queue.checkpoint_every == 0 if queue.checkpoint_every else late
         if self.fixed and (saving or writing or done % CHECK_EVERY == 0 or run.stage_is_done):
@@ -317,8 +317,11 @@ class _Work:
         return self.result_if_done()
 
     def result_if_done(self):
-        if self.run.steps_done < self.job.settings.num_iter:
+        if not self.run.is_done:
             return None
+        if self.bar:
+            self.bar.total = self.run.steps_done
+            self.bar.refresh()
         quality = self.save()["quality"]
         self.folder.remove_checkpoint(self.job.name)
         if reasons := quality["reasons"]:
@@ -396,7 +399,7 @@ class _Work:
         run, job = self.run, self.job
         output = run.output()
         image, kernel = to_arrays(output, self.y)
-        finished = run.steps_done == job.settings.num_iter
+        finished = run.is_done
         record = {
             "image": job.name,
             "blurry": str(job.path),

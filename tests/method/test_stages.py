@@ -12,6 +12,7 @@ import torch
 
 from networks import KernelGenerator
 from selfdeblur import UserError, deblur, load_model
+from selfdeblur.api import take_steps
 from selfdeblur.classical import deconvolve, quality
 from selfdeblur.classical.deconvolution import kernel_between
 from selfdeblur.classical.judge import busiest_window
@@ -20,7 +21,7 @@ from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.runs.command import benchmark_main
 from selfdeblur.settings import DOUBT, PRESETS, make_settings
 from selfdeblur.solver import draw_z_k
-from selfdeblur.stages import Run
+from selfdeblur.stages import LOOK_AFTER, SIMPLE, Run
 from selfdeblur.vote import vote
 
 
@@ -87,6 +88,50 @@ def test_a_stage_starts_where_it_is_told(picture, monkeypatch, short_search):
         for channel, source in zip(run.fit.z_x[0], sources, strict=True):
             assert torch.equal(channel, deconvolve(y, run.kernels[source]).clamp(0, 1))
         assert run.fit.G_x.scales[0].down[0].in_channels == len(sources)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_run_ends_after_a_step_where_its_estimate_stands_alone(picture, monkeypatch, alone):
+    _, kernel, y = blurred(picture, 48, 5, 1)
+    monkeypatch.setattr(quality, "stands_alone", lambda y, kernel: alone)
+    run = short_run("fast", y, 5)
+    run.kernels["estimate"] = kernel
+    assert not run.is_done
+    run.step()
+    assert run.is_done == alone
+    take_steps(run)
+    assert run.is_done
+    assert run.steps_done == (1 if alone else 6)
+    output = run.output()
+    assert (output.handed_back == SIMPLE) == alone
+    if alone:
+        assert torch.equal(output.kernel, kernel)
+        assert torch.equal(output.x, deconvolve(y, kernel).clamp(0, 1))
+
+
+@pytest.mark.parametrize(("apart", "steps"), [(0.5, LOOK_AFTER), (0.9, LOOK_AFTER + 3)])
+def test_a_run_ends_early_where_its_check_agrees_closely(picture, monkeypatch, apart, steps):
+    _, kernel, y = blurred(picture, 48, 5, 1)
+    settings = make_settings("fast", num_iter=LOOK_AFTER + 3)
+    monkeypatch.setattr(quality, "disagreement", lambda *_: apart * settings.confirmed)
+    monkeypatch.setattr(quality, "stands_alone", lambda y, kernel: False)
+    run = Run(y[None, None], (5, 5), settings)
+    run.kernels["estimate"] = kernel
+    take_steps(run)
+    assert run.steps_done == steps
+    # A run that goes on from here knows its end, too.
+    again = Run(y[None, None], (5, 5), settings)
+    again.load_state_dict(run.state_dict())
+    assert again.is_done
+
+
+def test_a_run_that_is_not_concluded_from_an_estimate_does_all_its_steps(picture):
+    _, _, y = blurred(picture, 48, 5, 1)
+    run = Run(y[None, None], (5, 5), make_settings(num_iter=2))
+    run.step()
+    assert not run.is_done
+    run.step()
+    assert run.is_done
 
 
 @pytest.fixture
