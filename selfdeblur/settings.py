@@ -225,8 +225,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "fast": (
         "no part of the paper: a classical estimate of the kernel, checked by a short fit of thin networks that starts "
-        "at it; the result is deconvolved with the estimate where the check confirms it, with the mean of both kernels "
-        "where they agree less closely, or with what a vote leaves",
+        "at it, and ends as soon as that can change nothing; the result is deconvolved with the estimate where the "
+        "check confirms it, with the mean of both kernels where they agree less closely, or with what a vote leaves",
         {
             "num_iter": 320,
             "stages": (
