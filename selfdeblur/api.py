@@ -275,13 +275,14 @@ class _Kind:
 
 def take_steps(run: Run, tell: Callable[[dict[str, Any]], object] | None = None) -> None:
     """All steps of a run, or those until ``tell`` returns True; it is called after each, see `deblur` for its dict."""
-    steps, first, begun = run.settings.num_iter, run.steps_done, time.monotonic()
+    first, begun = run.steps_done, time.monotonic()
     with stepping(run) as (step, settle):
         while not run.is_done:
             step()
             if tell is None:
                 continue
             done, seconds, loss = run.steps_done, time.monotonic() - begun, None
+            steps = done if run.is_done else run.settings.num_iter
             if run.y.device.type == "cpu" or done % 10 == 0:
                 settle()
                 loss = run.losses[done - 1].item()

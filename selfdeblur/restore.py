@@ -366,7 +366,7 @@ class _Task:
         told |= {"seconds": time.monotonic() - self.begun, "so_far": lambda: _so_far(run)}
         if self.callback and self.callback(told) is True:
             self.stopped = "callback"
-        elif self.time_limit is not None and told["seconds"] > self.time_limit and not run.is_done:
+        elif self.time_limit is not None and told["seconds"] > self.time_limit and told["step"] < told["steps"]:
             self.stopped = "time limit"
         return bool(self.stopped)
 

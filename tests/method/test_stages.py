@@ -117,8 +117,11 @@ def test_a_run_ends_early_where_its_check_agrees_closely(picture, monkeypatch, a
     monkeypatch.setattr(quality, "stands_alone", lambda y, kernel: False)
     run = Run(y[None, None], (5, 5), settings)
     run.kernels["estimate"] = kernel
-    take_steps(run)
+    told = []
+    take_steps(run, told.append)
     assert run.steps_done == steps
+    assert told[-1]["step"] == told[-1]["steps"] == steps
+    assert told[-2]["steps"] == settings.num_iter
     # A run that goes on from here knows its end, too.
     again = Run(y[None, None], (5, 5), settings)
     again.load_state_dict(run.state_dict())
