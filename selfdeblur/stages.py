@@ -151,13 +151,15 @@ class Run:
     def is_done(self):
         """Whether the run is at its end: after the last step, or where those that are left would change nothing."""
         steps = self.steps_done
+        if steps == self.settings.num_iter:
+            return True
         if not self.settings.concluded_from or steps not in (1, LOOK_AFTER):
-            return steps == self.settings.num_iter
+            return False
         if steps not in self._looks:
             if self.y.is_cuda:
                 torch.cuda.synchronize(self.y.device)  # the step may be under way
             self._looks[steps] = self._is_settled()
-        return self._looks[steps] or steps == self.settings.num_iter
+        return self._looks[steps]
 
     def _is_settled(self):
         """Whether the estimate is the result, as far as can be told after some steps of the check."""
