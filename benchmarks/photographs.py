@@ -62,7 +62,7 @@ COLUMNS = (
 PARTS = ("sizes", "lai", "noise", "sharp", "varying", "honest", "colour", "large")
 LAI_IMAGES = 10
 NOISE = (0.01, 0.03)
-VARYING = 24
+VARYING = 48
 # Side of the kernel that Lai's sharp images are blurred with, a thick camera shake.
 COLOUR_KERNEL = 31
 # Height and width of the large picture, and the side of its kernel.

@@ -296,7 +296,7 @@ def measure(problem, preset, seed=0, device="cpu", **changes):
     x = deconvolve(y, estimate)
     scores["estimate"] = score(problem, centre(x, size).clamp(0, 1).cpu().numpy())
     if preset == ESTIMATE:
-        kernel, judged, stages = estimate.cpu().numpy(), quality.assess(y, x, estimate), {}
+        kernel, judged, stages = estimate.cpu().numpy(), quality.assess(y, x, estimate, searched=True), {}
         scores["result"] = scores["estimate"]
         row |= {"seconds": row["estimate_seconds"], "cpu_seconds": round(time.process_time() - cpu, 1)}
     else:

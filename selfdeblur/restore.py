@@ -266,7 +266,7 @@ class _Task:
         if quality is None:
             # The measures want an image with its border; a replicated one disturbs only what is near it.
             padded = torch.nn.functional.pad(image[part][None, None], self._border(kernel), mode="replicate")[0, 0]
-            quality = judge.assess(seen, padded.clamp(0, 1), kernel, lights=lights)
+            quality = judge.assess(seen, padded.clamp(0, 1), kernel, lights=lights, searched=searched)
         if self.stopped:
             quality = _doubted(quality, f"ended early: {self.stopped}")
         elif searched:

@@ -271,7 +271,14 @@ class Run:
     def quality(self, output):
         """What `selfdeblur.classical.quality.assess` says of an output, and what decided, see ``vote`` and `Output`."""
         y, lights = self.y[0, 0], output.handed_back == TRAILS
-        measures = quality.assess(y, output.x, output.kernel, None if lights else self.disagreement, lights=lights)
+        measures = quality.assess(
+            y,
+            output.x,
+            output.kernel,
+            None if lights else self.disagreement,
+            lights=lights,
+            searched="estimate" in self.kernels,
+        )
         decided = {"vote": self.vote, "handed_back": output.handed_back}
         return measures | {name: reason for name, reason in decided.items() if reason is not None}
 

@@ -290,14 +290,23 @@ def coarse_to_fine_kernels(
     return [(score, centred(kernel)) for score, _, kernel in bests[0]]
 
 
-def refitted(y, kernel, *, steps=5):
-    """The kernel that the finest scale of a search comes to from a kernel (h, w), for a blurry image y (H, W)."""
-    away = away_from_lights(y)
+def refitted(y, kernel, *, steps=5, scales=1):
+    """The kernel that the finest scales of a search come to from a kernel (h, w), for a blurry image y (H, W)."""
+    away, level_of_background = away_from_lights(y), background_level(y)
     energy, contrast = _energy_and_contrast(y, away)
-    done = steps * (len(_sizes(y.shape, kernel.shape)) - 1)
-    weights = [_weight_after(contrast * GRADIENT_WEIGHT, step) for step in range(done, done + steps)]
-    scale = _SearchScale(y, tuple(kernel.shape), background_level(y), 0, away)
-    return centred(scale.fitted(_Task([], 0, kernel[None], weights, KERNEL_WEIGHT * energy, False))[0])
+    sizes = _sizes(y.shape, kernel.shape)
+    kernels = kernel[None]
+    for level in reversed(range(min(scales, len(sizes)))):
+        size, k_size = sizes[level]
+        if kernels.shape[1:] != k_size:
+            kernels = F.interpolate(kernels[None], size=k_size, mode="bilinear", antialias=True, align_corners=False)[0]
+            kernels = kernels / kernels.sum()
+        done = steps * (len(sizes) - 1 - level)
+        weights = [_weight_after(contrast * GRADIENT_WEIGHT, step) for step in range(done, done + steps)]
+        shrunken = shrink(y, size) if level else y
+        scale = _SearchScale(shrunken, k_size, level_of_background, level, shrunk(away, size))
+        kernels = scale.fitted(_Task([], 0, kernels, weights, KERNEL_WEIGHT * energy, False))
+    return centred(kernels[0])
 
 
 def _energy_and_contrast(y, away):

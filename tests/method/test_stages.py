@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from skimage import data
 
 from networks import KernelGenerator
 from selfdeblur import UserError, deblur, load_model
@@ -333,6 +334,20 @@ def test_disagreement_sees_wrong_kernels_and_no_shifts(picture):
     near, far = (quality.disagreement(y, x, deconvolve(y, other), (13, 13)) for other in (shifted, wrong))
     assert near < DOUBT
     assert far > 3 * near
+
+
+@pytest.mark.parametrize(
+    ("name", "astray"), [("camera", False), ("retina", False), ("grass", True), ("gravel", True), ("brick", True)]
+)
+def test_a_trial_tells_pictures_in_which_the_search_goes_astray(name, astray):
+    image = getattr(data, name)() / 255
+    image = image if image.ndim == 2 else image.mean(2)
+    _, kernel, y = blurred(image[100:270, 100:270], 146, 15, 2, 3e-3)
+    sharp = deconvolve(y, kernel)
+    assert (quality.astray(y, sharp, kernel) > quality.MOST_ASTRAY) == astray
+    found = quality.assess(y, sharp.clamp(0, 1), kernel, searched=True)
+    assert any("known in a picture like this" in reason for reason in found["reasons"]) == astray
+    assert "astray" not in quality.assess(y, sharp.clamp(0, 1), kernel)
 
 
 def test_known_failures_are_named(picture):
