@@ -21,7 +21,7 @@ from selfdeblur.classical.simple import simple_kernel
 from selfdeblur.classical.trails import best_kernel_of_trails
 
 # Sides of the frames, in pixels of y. None is larger than a share of the image's shorter side, but for the first.
-FRAMES, LARGEST_SHARE = (13, 19, 27, 41, 61), 1 / 3
+FRAMES, LARGEST_SHARE = (13, 19, 27, 41, 61, 91), 1 / 3
 
 # The sizes in which trails are sought, which takes little where there are none.
 FRAMES_OF_TRAILS = (13, 19, 27, 35, 41, 51, 61)
@@ -92,7 +92,7 @@ def estimate_size(y, progress=None):
     Returns
     -------
     (int, int)
-        Height and width, odd and equal, at most 61 and, unless it is 13 or less, at most a third of the image's
+        Height and width, odd and equal, at most 91 and, unless it is 13 or less, at most a third of the image's
         shorter side.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
