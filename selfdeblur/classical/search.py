@@ -268,15 +268,13 @@ def coarse_to_fine_kernels(
             count = max(min(starts * 2 ** min(beyond, 2), START_PIXELS // math.prod(size)), 1)
             rng = np.random.Generator(np.random.PCG64(seeds[level]))
             pools.append({number: _starts(k_size, count, rng).to(y.device) for number in range(len(variants))})
-        shrunken = shrink(y, size) if level else y
-        scale = _SearchScale(shrunken, k_size, level_of_background, level, shrunk(away, size))
-        done = steps * (len(sizes) - 1 - level)
+        scale = _SearchScale.at(level, sizes, y, level_of_background, away)
         found, tasks = [[] for _ in pools], []
         for entries, pool in zip(found, pools, strict=True):
             for number, kernels in pool.items():
                 variant = variants[number]
                 weight = variant.get("kernel_weight", KERNEL_WEIGHT) * energy
-                falling = [_weight_after(gradient_weights[number], step) for step in range(done, done + steps)]
+                falling = _falling(gradient_weights[number], steps, len(sizes) - 1 - level)
                 tasks.append(_Task(entries, number, kernels, falling, weight, variant.get("near_background", False)))
         for task, scores, kernels in scale.fit(tasks):
             task.entries.extend((score, task.variant, kernel) for score, kernel in zip(scores, kernels, strict=True))
@@ -297,14 +295,12 @@ def refitted(y, kernel, *, steps=5, scales=1):
     sizes = _sizes(y.shape, kernel.shape)
     kernels = kernel[None]
     for level in reversed(range(min(scales, len(sizes)))):
-        size, k_size = sizes[level]
+        k_size = sizes[level][1]
         if kernels.shape[1:] != k_size:
             kernels = F.interpolate(kernels[None], size=k_size, mode="bilinear", antialias=True, align_corners=False)[0]
             kernels = kernels / kernels.sum()
-        done = steps * (len(sizes) - 1 - level)
-        weights = [_weight_after(contrast * GRADIENT_WEIGHT, step) for step in range(done, done + steps)]
-        shrunken = shrink(y, size) if level else y
-        scale = _SearchScale(shrunken, k_size, level_of_background, level, shrunk(away, size))
+        weights = _falling(contrast * GRADIENT_WEIGHT, steps, len(sizes) - 1 - level)
+        scale = _SearchScale.at(level, sizes, y, level_of_background, away)
         kernels = scale.fitted(_Task([], 0, kernels, weights, KERNEL_WEIGHT * energy, False))
     return centred(kernels[0])
 
@@ -328,6 +324,13 @@ class _SearchScale:
         self.sharp = FewGradients(y, kernel_size, level_of_background)
         self.together = worked_on_together(y.device)
         self.at_a_time = max((PIXELS_ON_A_GPU if self.together else PIXELS_AT_A_TIME) // y.numel(), 1)
+
+    @classmethod
+    def at(cls, level, sizes, y, level_of_background, away):
+        """The scale of a number, 0 the finest, of those that `_sizes` gives for y (H, W)."""
+        size, kernel_size = sizes[level]
+        shrunken = shrink(y, size) if level else y
+        return cls(shrunken, kernel_size, level_of_background, level, shrunk(away, size))
 
     def fit(self, tasks):
         """What becomes of the kernels of each `_Task`: the task, their badness, and the kernels (n, h, w)."""
@@ -419,8 +422,9 @@ def _first(entry):
     return entry[0]
 
 
-def _weight_after(weight, steps):
-    return max(weight / 1.1**steps, 1e-4)
+def _falling(weight, steps, scales):
+    """The weights of gradients at each step of a scale, after so many coarser scales of as many steps."""
+    return [max(weight / 1.1**step, 1e-4) for step in range(steps * scales, steps * (scales + 1))]
 
 
 def _distinct(found, count):
