@@ -105,7 +105,7 @@ def split(preset, y, size, device, num_iter):
     watch = Watch(device)
     with contextlib.ExitStack() as stack:
         places = (stages, "estimate_kernel"), (sizes, "estimate_kernel")
-        for place in (*places, (api, "take_steps"), (stages.Run, "next_stage")):
+        for place in (*places, (api, "take_steps"), (stages.Run, "begin")):
             stack.enter_context(watch.on(*place))
         begun = watch.now()
         if preset == QUICK:
@@ -113,7 +113,7 @@ def split(preset, y, size, device, num_iter):
         else:
             api.deblur(y, size, preset=preset, device=device, num_iter=num_iter)
         total = watch.now() - begun
-    search, steps = watch.seconds["estimate_kernel"], watch.seconds["take_steps"] - watch.seconds["next_stage"]
+    search, steps = watch.seconds["estimate_kernel"], watch.seconds["take_steps"] - watch.seconds["begin"]
     parts = {"search": search, "steps": steps, "end": total - search - steps, "total": total}
     return {name: round(seconds, 3) for name, seconds in parts.items()} | {"searches": watch.calls["estimate_kernel"]}
 

@@ -28,12 +28,12 @@ def main():
         y = read_image(path).astype(np.float32)
         truth = read_image(path.parent / "gt" / f"{path.stem.split('_')[0]}.png")
     settings = make_settings("fast")
-    steps = {name: stage.num_iter for name, stage in settings.each_stage().items()}
+    steps = {"check": settings.num_iter}
     run = start(y, LEVIN.kernel_size(path.stem), settings, device="cpu")
     images = {}
 
     def keep(told):
-        if run.fit.steps_done == run.fit.settings.num_iter:
+        if run.is_done:
             images[run.stage] = centre(run.fit.outputs()[0], run.kernel_size)[0, 0].detach().numpy()
 
     take_steps(run, keep)

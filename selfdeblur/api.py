@@ -130,7 +130,7 @@ def deblur(
     if noise is not None:
         if not (isinstance(noise, int | float) and 0 <= noise < 1):
             raise UserError(f"noise: {noise!r} is not a number from 0 to 1")
-        if not PRESETS[preset][1].get("stages") if preset in PRESETS else False:
+        if preset in PRESETS and not PRESETS[preset][1].get("searched"):
             changes.setdefault("tv_weight", TV_WEIGHT_OF_NOISE * noise)
     settings = make_settings(preset, num_iter=num_iter, seed=seed, **changes)
     kind = _Kind(y, channel_axis)
@@ -183,7 +183,7 @@ def blind_deconvolve(
         each call.
     callback : callable, optional
         Called once a step with a dict, see `deblur`. Where it returns True, the fit ends there, with what it has come
-        to; that is poor before the last stage of a preset with stages.
+        to, which is poor then.
 
     Returns
     -------

@@ -10,9 +10,7 @@ again as a whole:
   (`Settings.noise_from`; noise from the CPU is drawn and copied at each step);
 - the loss is stored under an index that the GPU counts up;
 - learning rates are tensors;
-- each run has a stream of its own, so several runs step side by side;
-- a run of several stages has a recording for each of its fits, one after the
-  other. What comes between two stages is not recorded.
+- each run has a stream of its own, so several runs step side by side.
 
 On another device nothing is recorded and the very same step is called, which
 is how it is tested without a GPU.
@@ -28,7 +26,7 @@ CHECK_EVERY = 50
 
 
 def on_fixed_buffers(run):
-    """Whether the fits of a run are to be stepped by `FixedRun`: on a GPU."""
+    """Whether a run is to be stepped by `FixedRun`: on a GPU."""
     return run.y.device.type == "cuda"
 
 
@@ -46,7 +44,7 @@ def stepping(run):
 
 
 class FixedRun:
-    """The steps of a run: a `FixedStep` for the fit of each stage.
+    """The steps of a run: a `FixedStep` for its fit, which a search may come before.
 
     Parameters
     ----------
@@ -58,16 +56,13 @@ class FixedRun:
         self.run, self.fixed = run, None
 
     def prepare(self):
-        """Go to the next stage where one is done; kernels are searched for here. Given up, the run is as before."""
-        run = self.run
-        if run.stage_is_done:
-            self.close()
-            run.next_stage()
+        """Search for the kernel where that has to come first. Given up, the run is as before."""
+        self.run.begin()
         if self.fixed is None:
-            self.fixed = FixedStep(run.fit)
+            self.fixed = FixedStep(self.run.fit)
 
     def step(self):
-        """One step, see `FixedStep.step`; after the last one of a stage, the first of the next."""
+        """One step, see `FixedStep.step`."""
         self.prepare()
         self.fixed.step()
 

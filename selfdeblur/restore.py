@@ -327,7 +327,7 @@ class _Task:
         if self.noise_given and preset in ("release", "paper"):
             changes["tv_weight"] = TV_WEIGHT_OF_NOISE * self.noise
         settings = make_settings(preset, seed=self.seed, **changes)
-        if noise_level(y) > min(stage.most_noise for stage in settings.each_stage().values()):
+        if noise_level(y) > settings.most_noise:
             self.notes.append("there is too much noise for a fit of networks: the kernel is that of the search")
             return None, self._search(y), None
         known = None if kernel is None else kernel.cpu().numpy()
@@ -355,7 +355,7 @@ class _Task:
             self.stopped = "interrupted"
         if self.stopped and not run.steps_done:
             return None, self.found, None
-        if self.stopped and (run.stage != list(run.stages)[-1] or run.settings.concluded_from):
+        if self.stopped and settings.searched:
             # A fit of some steps has no image yet; the kernel that it started at is the best so far.
             found = run.kernels.get("estimate")
             return None, (run.output().kernel if found is None else found).to(y), None

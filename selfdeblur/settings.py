@@ -66,38 +66,30 @@ class Settings:
         Channels of G_x at each scale, finest first.
     non_local : bool
         Whether G_x has non-local blocks, from its third scale on.
-    kernel_from : tuple of str
-        What G_k starts at: the kernel of a stage, where "estimate" is that of
-        `selfdeblur.classical`. Of two the mean is taken, unless the first is
-        doubtful, see ``doubt``. Empty: as it is drawn.
+    searched : bool
+        A kernel search comes first. G_k starts at what it finds, the estimate,
+        and the fit is a check of it. The kernel of the result is the mean of
+        both, or of what `selfdeblur.vote` leaves; the image is y deconvolved
+        with it. Otherwise G_k starts as it is drawn, and image and kernel are
+        those of the networks. The next six are for such a run alone.
     doubt : float
         If `selfdeblur.classical.quality.disagreement` of two kernels is larger than this,
         another search follows, and one kernel may be left out, see `selfdeblur.vote`.
     confirmed : float
         If it is smaller than this, the check confirms the estimate, whose kernel is taken alone.
     passes : float
-        The estimate's kernel and image are the result, and not the networks', if
-        the energy by which the judge orders kernels is less than this share of
-        that of the networks' kernel, see `selfdeblur.classical.judge.badness`.
+        The estimate's kernel is the result, and not the networks', if the energy
+        by which the judge orders kernels is less than this share of that of
+        the networks' kernel, see `selfdeblur.classical.judge.badness`.
     most_noise : float
-        So they are if y has white noise of more than this deviation.
-    guided : bool
-        G_x sees the images that `selfdeblur.classical.deconvolve` finds with these
-        kernels, one channel for each, instead of noise.
-    mean_with : str or None
-        The image is the mean of G_x(z_x) and of that of this earlier stage, both
-        on all of y: what two fits have wrong is only partly the same.
+        So it is if y has white noise of more than this deviation.
     window : int or None
-        The stage fits only a square of y of at most this side, the one with the
+        The fit sees only a square of y of at most this side, the one with the
         most structure: enough to find the kernel, which is the same everywhere.
-    concluded_from : tuple of str
-        The kernel of the result is the mean of these two kernels, named as in
-        ``kernel_from``, or of those that a vote leaves (see ``doubt``, ``confirmed``);
-        the image is y deconvolved with it. Empty: both are those of the last fit.
-    stages : tuple of dict
-        Stages of the run, one after the other: the name of each and what it
-        changes from the other settings. ``num_iter`` is the sum of theirs.
-        Empty: one stage, with these settings.
+    network_share : float
+        Share of G_x's image in that of the result, where its kernel has a part
+        in the result and no window was fitted: what a network and a
+        deconvolution have wrong is only partly the same.
     noise_from : {"cpu", "cuda"}
         Which generator draws the noise of the steps. Inputs and networks are
         always drawn on the CPU.
@@ -124,22 +116,19 @@ class Settings:
     seed: int = 0
     channels: tuple[int, ...] = (128,) * 5
     non_local: bool = True
-    kernel_from: tuple[str, ...] = ()
+    searched: bool = False
     doubt: float = 0.0
     confirmed: float = 0.0
     passes: float = 0.0
     most_noise: float = 1.0
-    guided: bool = False
-    mean_with: str | None = None
     window: int | None = None
-    concluded_from: tuple[str, ...] = ()
-    stages: tuple[dict, ...] = ()
+    network_share: float = 0.0
     noise_from: str = "cpu"
     precision: str = "float32"
     low_memory: bool = False
 
     def __post_init__(self):
-        for name in ("milestones", "channels", "kernel_from", "concluded_from", "stages"):
+        for name in ("milestones", "channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, lowest in (("num_iter", 1), ("mse_steps", 0), ("seed", 0)):
             value = getattr(self, name)
@@ -172,18 +161,8 @@ class Settings:
         }
 
     def data_term(self, step: int) -> str:
-        """Name of the data term at a step of a stage, counted from 0: "mse" or "1-ssim"."""
+        """Name of the data term at a step, counted from 0: "mse" or "1-ssim"."""
         return "mse" if self.mse_steps is None or step < self.mse_steps else "1-ssim"
-
-    def each_stage(self) -> "dict[str, Settings]":
-        """The settings of each stage by its name, in order."""
-        if not self.stages:
-            return {self.preset: self}
-        common = dataclasses.replace(self, stages=())
-        return {
-            stage["name"]: dataclasses.replace(common, **{key: stage[key] for key in stage if key != "name"})
-            for stage in self.stages
-        }
 
 
 # The preset that takes a known kernel; all others estimate it.
@@ -192,19 +171,15 @@ NONBLIND = "nonblind"
 # Weight of the total variation over the deviation of the noise: the paper's rule for noisy images.
 TV_WEIGHT_OF_NOISE = 0.1
 
-# The last stage of the presets that have stages.
-GUIDED = {
-    "name": "guided",
-    "num_iter": 120,
-    "mse_steps": 20,
-    "milestones": (80, 100),
+# What the presets have in common whose fit checks the kernel of a search.
+CHECK = {
+    "mse_steps": 0,
     "lr_kernel": 5e-4,
-    "channels": (32,) * 3,
-    "kernel_from": ("estimate", "check"),
+    "non_local": False,
+    "searched": True,
     "doubt": DOUBT,
     "passes": 0.8,
     "most_noise": 0.02,
-    "guided": True,
 }
 
 # Kernel search and deconvolution alone, without networks: besides the presets, which are fits of networks.
@@ -228,45 +203,23 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "at it, and ends as soon as that can change nothing; the result is deconvolved with the estimate where the "
         "check confirms it, with the mean of both kernels where they agree less closely, or with what a vote leaves",
         {
+            **CHECK,
             "num_iter": 320,
-            "stages": (
-                {
-                    "name": "check",
-                    "num_iter": 320,
-                    "mse_steps": 0,
-                    "lr_kernel": 5e-4,
-                    "channels": (16, 32, 32, 32),
-                    "window": 320,
-                    "kernel_from": ("estimate",),
-                },
-            ),
-            "concluded_from": ("estimate", "check"),
-            "doubt": DOUBT,
-            "confirmed": CONFIRMED,
-            "passes": 0.8,
-            "most_noise": 0.02,
-            "non_local": False,
             "milestones": (),
+            "channels": (16, 32, 32, 32),
+            "window": 320,
+            "confirmed": CONFIRMED,
         },
     ),
     "best": (
-        "no part of the paper: as fast, with a check of more steps and channels on all of the image, whose image makes "
-        "the result in equal parts with that of the guided stage",
+        "no part of the paper: as fast, with a check by wider networks, in more steps and on all of the image, whose "
+        "kernel always has a part in the result and whose image makes a third of it",
         {
-            "num_iter": 920,
-            "stages": (
-                {
-                    "name": "check",
-                    "num_iter": 800,
-                    "mse_steps": 0,
-                    "milestones": (500, 650, 750),
-                    "lr_kernel": 5e-4,
-                    "channels": (64,) * 5,
-                    "kernel_from": ("estimate",),
-                },
-                {**GUIDED, "mean_with": "check"},
-            ),
-            "non_local": False,
+            **CHECK,
+            "num_iter": 560,
+            "milestones": (500,),
+            "channels": (64,) * 5,
+            "network_share": 1 / 3,
         },
     ),
 }
@@ -304,7 +257,7 @@ def make_settings(preset: str = "release", **changes: Any) -> Settings:
     Returns
     -------
     Settings
-        Those of the preset, but for the changes. ``num_iter`` of a preset of several stages is divided among them.
+        Those of the preset, but for the changes.
 
     Raises
     ------
@@ -318,18 +271,6 @@ def make_settings(preset: str = "release", **changes: Any) -> Settings:
     if changes.get("num_iter", 0) is None:
         del changes["num_iter"]
     values = {"preset": preset, **PRESETS[preset][1], **changes}
-    if stages := values.get("stages"):
-        steps_of_preset = sum(stage["num_iter"] for stage in stages)
-        num_iter = changes.get("num_iter", steps_of_preset)
-        if num_iter < len(stages):
-            raise UserError(f"num_iter: {num_iter}: preset {preset} needs at least {len(stages)} steps, one a stage")
-        for name in changes.keys() - {"num_iter"}:
-            if any(name in stage for stage in stages):
-                raise UserError(f"{name}: preset {preset} sets it for each of its stages; choose another preset")
-        shares = [max(stage["num_iter"] * num_iter // steps_of_preset, 1) for stage in stages]
-        shares[-1] += num_iter - sum(shares)
-        values["num_iter"] = num_iter
-        values["stages"] = tuple({**stage, "num_iter": n} for stage, n in zip(stages, shares, strict=True))
     unknown = changes.keys() - {field.name for field in dataclasses.fields(Settings)}
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")

@@ -1,8 +1,8 @@
 """The method: two untrained generators fitted jointly to one blurry image.
 
 Read `Fit.objective` next to section 3 of Ren et al., "Neural Blind Deconvolution
-Using Deep Priors" (CVPR 2020). Everything here is a tensor, and one fit is all
-there is; a run of several fits is in `selfdeblur.stages`.
+Using Deep Priors" (CVPR 2020). Everything here is a tensor, and the fit is all
+there is; what may come before and after it is in `selfdeblur.stages`.
 """
 
 from functools import partial
@@ -35,8 +35,6 @@ class Fit:
         Known kernel in correlation sense; with it only G_x is fitted.
     start : tensor (h, w), optional
         Kernel that G_k starts at; without one it starts as it is drawn.
-    guides : sequence of tensor (H + h - 1, W + w - 1), optional
-        Images that G_x sees instead of noise, one channel for each.
     losses : tensor (num_iter,), optional
         Where the objective at each step is written to.
     plain : bool
@@ -107,13 +105,13 @@ class Fit:
         halvings = self.slowed + sum(self.steps_done >= milestone for milestone in self.settings.milestones)
         return [rate * 0.5**halvings for rate in self.rates]
 
-    def __init__(self, y, kernel_size, settings, *, kernel=None, start=None, guides=None, losses=None, plain=False):
+    def __init__(self, y, kernel_size, settings, *, kernel=None, start=None, losses=None, plain=False):
         self.y, self.kernel = y, kernel
         self.kernel_size, self.settings = kernel_size, settings
         self.losses = y.new_zeros(settings.num_iter) if losses is None else losses
         self.steps_done = self.slowed = 0
         self.scale = gradient_scale(settings.precision, y)
-        self._draw(guides, plain)
+        self._draw(plain)
         if start is not None:
             self.G_k.start_at(self.z_k, start)
         self.blur = blur_plain if plain else blur
@@ -125,20 +123,18 @@ class Fit:
         groups = [{"params": net.parameters(), "lr": rate} for net, rate in fitted]
         self.optimiser = torch.optim.Adam(groups, fused=not plain or self.scale is not None)
 
-    def _draw(self, guides, plain):
+    def _draw(self, plain):
         """Draw inputs and networks, and set up the generator of the noise of the steps."""
         y, settings = self.y, self.settings
         self.rng = torch.Generator()
         self.z_x = draw_z_x(y.shape[-2:], self.kernel_size, seed=settings.seed, rng=self.rng).to(y)
         if settings.noise_from == y.device.type == "cuda":
             self.rng = torch.Generator(y.device).manual_seed(settings.seed)
-        if guides is not None:
-            self.z_x = torch.stack(list(guides)).clamp(0, 1).to(y)[None]
         self.z_k = draw_z_k(seed=settings.seed).to(y)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.G_x = SkipGenerator(
-                self.z_x.shape[1],
+                Z_CHANNELS,
                 channels=settings.channels,
                 non_local_from=2 if settings.non_local else len(settings.channels),
                 plain=plain,
@@ -165,6 +161,12 @@ class Fit:
         with self.arithmetic(), generator_type(self.settings.precision, self.y.device):
             x = self.G_x(self.z_x)
         return x, self.kernel if self.kernel is not None else self.G_k(self.z_k)
+
+    @torch.no_grad()
+    def residual(self):
+        """Root mean square of y - k ⊗ x, without the noise of the steps."""
+        with self.arithmetic():
+            return float(mse(self.blur(*self.outputs()), self.y).sqrt())
 
     def is_finite(self):
         """Whether the losses so far and all parameters are numbers."""

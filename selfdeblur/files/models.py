@@ -62,9 +62,17 @@ class ImageModel:
         self._share = 0.0 if self._other is None else float(share)
         if self._other is not None:
             # Where the image is not the network's at all, that may have seen a part of it only.
-            size = self._guide.shape[2:] if self._guide is not None and self._share < 1 else self._other.shape
-            if self._other.dim() != 2 or self._other.shape != size or (self._guide is None and self._share < 1):
+            seen = self._size_seen() if self._share < 1 else None
+            if self._other.dim() != 2 or seen not in (None, tuple(self._other.shape)):
                 raise UserError(f"{path}: the image that makes a mean with that of the network is of another shape")
+
+    def _size_seen(self):
+        """The size of the image that the network makes; None where it is not known yet."""
+        if self._guide is not None:
+            return tuple(self._guide.shape[2:])
+        if self.image_size is None or self.kernel_size is None:
+            return None
+        return tuple(n + k - 1 for n, k in zip(self.image_size, self.kernel_size, strict=True))
 
     @property
     @torch.no_grad()

@@ -126,7 +126,7 @@ class ResultFolder:
         writer = csv.writer(history, lineterminator="\n")
         writer.writerow(["step", "objective", "loss"])
         for step, loss in enumerate(run.losses[: run.steps_done].tolist()):
-            writer.writerow([step + 1, run.data_term(step), repr(loss)])
+            writer.writerow([step + 1, run.settings.data_term(step), repr(loss)])
         write_text(self.file(name, names.HISTORY), history.getvalue())
         write_text(self.file(name, names.RECORD), json.dumps(record, indent=2) + "\n")
 

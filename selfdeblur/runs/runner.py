@@ -303,7 +303,7 @@ class _Work:
         saving = queue.save_frequency and done % queue.save_frequency == 0 and not run.is_done and run.fits_all_of_y
         late = time.monotonic() - self.written > queue.interval
         writing = done % queue.checkpoint_every == 0 if queue.checkpoint_every else late
-        if self.fixed and (saving or writing or done % CHECK_EVERY == 0 or run.stage_is_done or run.is_done):
+        if self.fixed and (saving or writing or done % CHECK_EVERY == 0 or run.is_done):
             wrong = self.fixed.first_not_finite(self.checked)
             if wrong is not None:
                 self.restart(wrong)

@@ -192,7 +192,7 @@ def test_the_first_loss_that_is_no_number_is_found():
 
 
 @pytest.mark.parametrize("preset", ["fast", "best"])
-def test_a_run_of_stages_on_fixed_buffers_equals_that_of_the_solver(preset, short_search, monkeypatch):
+def test_a_run_with_a_search_on_fixed_buffers_equals_that_of_the_solver(preset, short_search, monkeypatch):
     settings = make_settings(preset, num_iter=8)
     one, run, part, again = (make_run(settings) for _ in range(4))
     finish(one.step, one)
@@ -202,15 +202,14 @@ def test_a_run_of_stages_on_fixed_buffers_equals_that_of_the_solver(preset, shor
     with graphs.stepping(run) as (step, settle):
         finish(step, run)
         settle()
-    assert len(fits) == len(settings.stages) == {"fast": 1, "best": 2}[preset]
+    assert len(fits) == 1
     same(one, run)
     for name, kernel in one.kernels.items():
         assert torch.equal(kernel, run.kernels[name])
     assert torch.equal(one.output().x, run.output().x)
-    # A checkpoint at the end of the first of two stages, or in the midst of the only one, and one in the last stage.
-    first = next(iter(settings.each_stage().values())).num_iter if len(fits) > 1 else 3
+    # Two checkpoints in the midst of the fit.
     fixed = FixedRun(part)
-    for _ in range(first):
+    for _ in range(3):
         fixed.step()
     for _ in range(2):
         fixed.settle()
@@ -221,18 +220,16 @@ def test_a_run_of_stages_on_fixed_buffers_equals_that_of_the_solver(preset, shor
     fixed.close()
 
 
-def test_a_stage_that_cannot_be_entered_leaves_the_run_as_it_was(short_search, monkeypatch):
+def test_a_search_that_is_given_up_leaves_the_run_as_it_was(short_search, monkeypatch):
     settings = make_settings("fast", num_iter=7)
     one, run = make_run(settings), make_run(settings)
     finish(one.step, one)
     fixed = FixedRun(run)
-    while not run.stage_is_done:
-        fixed.step()
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_search", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fixed.step()
-    assert run.stage_is_done
+    assert run.fit is None
     finish(fixed.step, run)
     fixed.close()
     same(one, run)
@@ -270,19 +267,13 @@ def test_nothing_in_a_step_waits(name, precision, monkeypatch):
 
 @pytest.mark.parametrize("preset", ["fast", "best"])
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
-def test_nothing_in_a_step_of_a_stage_waits(preset, precision, short_search, monkeypatch):
+def test_nothing_in_a_step_of_a_check_waits(preset, precision, short_search, monkeypatch):
     monkeypatch.setattr(fused, "generate", lambda net, z, **_: whole.generate(net, z))
-    run = make_run(make_settings(preset, num_iter=4, precision=precision))
-    stages = set()
-    fixed = FixedRun(run)
-    while run.steps_done < run.settings.num_iter:
-        fixed.step()
-        if run.stage not in stages:
-            fixed.fixed.index -= 1  # the same step again
-            with NothingWaits():
-                fixed.fixed._compute()
-        stages.add(run.stage)
-    assert stages == set(run.stages)
+    fixed = FixedRun(make_run(make_settings(preset, num_iter=4, precision=precision)))
+    fixed.step()
+    fixed.fixed.index -= 1  # the same step again
+    with NothingWaits():
+        fixed.fixed._compute()
     fixed.close()
 
 
@@ -527,26 +518,22 @@ def test_cuda_runs_side_by_side_do_not_disturb_each_other():
 
 @CUDA
 @pytest.mark.parametrize("preset", ["fast", "best"])
-def test_cuda_stages_are_recorded_and_equal_the_solver_s(preset, short_search, monkeypatch):
+def test_cuda_checks_are_recorded_and_equal_the_solver_s(preset, short_search, monkeypatch):
     settings = make_settings(preset, num_iter=12, noise_from="cuda")
     run, other = (make_run(settings, image(96, 100), (7, 7), "cuda") for _ in range(2))
-    fixed, stages = FixedRun(other), set()
+    fixed = FixedRun(other)
+    fixed.prepare()  # what a search finds depends on the order of sums
+    run.kernels = dict(other.kernels)
+    run.begin()
     while run.steps_done < settings.num_iter:
         step = run.steps_done
         run.step()
         fixed.step()
         fixed.settle()
-        if run.stage not in stages:  # what a stage starts at, a search may have found in another order of sums
-            run.kernels, run.images = dict(other.kernels), dict(other.images)
-            run.fit.load_state_dict(copy.deepcopy(other.fit.state_dict()))
-            run.fit.z_x = other.fit.z_x
-            stages.add(run.stage)
-            continue
         assert_same_step(run, other, step, 1e-3)
         take_over(run, other)
         if other.fit.steps_done > 3:
             assert fixed.fixed.play is None or fixed.fixed.play != fixed.fixed._compute
-    assert stages == set(run.stages)
     assert FixedStep.recordable
     fixed.close()
 

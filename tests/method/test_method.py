@@ -129,7 +129,7 @@ def test_steps_switch_the_data_term_and_halve_the_rates():
     while run.steps_done < 6:
         run.step()
         rates.append([group["lr"] for group in run.fit.optimiser.param_groups])
-    assert [run.data_term(step) for step in range(4)] == ["mse", "mse", "1-ssim", "1-ssim"]
+    assert [run.settings.data_term(step) for step in range(4)] == ["mse", "mse", "1-ssim", "1-ssim"]
     assert rates == [[0.01 / d, 0.0001 / d] for d in (1, 1, 1, 2, 2, 4)]
     # 1 - SSIM of an image not yet fitted is far above its mean squared error.
     assert run.losses[2] > 3 * run.losses[1]

@@ -297,8 +297,7 @@ def thin_fast(monkeypatch, steps=4):
     from selfdeblur.settings import PRESETS
 
     text, changes = PRESETS["fast"]
-    stages = tuple({**stage, "num_iter": steps, "channels": (4, 4)} for stage in changes["stages"])
-    monkeypatch.setitem(PRESETS, "fast", (text, {**changes, "stages": stages, "num_iter": steps * len(stages)}))
+    monkeypatch.setitem(PRESETS, "fast", (text, {**changes, "num_iter": steps, "channels": (4, 4)}))
     found = torch.from_numpy(KERNEL)
     monkeypatch.setattr("selfdeblur.stages.estimate_kernel", lambda *_, **__: found.clone())
 

@@ -1,4 +1,4 @@
-"""Runs of several stages: the preset fast, and what judges a result without the sharp image."""
+"""Runs with a search, a check and a vote, and what judges a result without the sharp image."""
 
 import copy
 import functools
@@ -12,7 +12,7 @@ import torch
 from skimage import data
 
 from networks import KernelGenerator
-from selfdeblur import UserError, deblur, load_model
+from selfdeblur import deblur, load_model
 from selfdeblur.api import take_steps
 from selfdeblur.classical import deconvolve, quality
 from selfdeblur.classical.deconvolution import kernel_between
@@ -21,9 +21,9 @@ from selfdeblur.classical.kernels import camera_shake_kernel
 from selfdeblur.data.benchmarks import LEVIN
 from selfdeblur.runs.command import benchmark_main
 from selfdeblur.settings import DOUBT, PRESETS, make_settings
-from selfdeblur.solver import draw_z_k
-from selfdeblur.stages import LOOK_AFTER, SIMPLE, Run
-from selfdeblur.vote import vote
+from selfdeblur.solver import Fit, draw_z_k
+from selfdeblur.stages import ESTIMATE, FITTED, LOOK_AFTER, LOOK_EVERY, SIMPLE, Run
+from selfdeblur.vote import Choice, vote
 
 
 def blurred(*arguments):
@@ -41,24 +41,6 @@ def finish(run):
     return run
 
 
-def test_steps_are_shared_out_in_proportion():
-    full = make_settings("best")
-    assert full.num_iter == sum(stage["num_iter"] for stage in PRESETS["best"][1]["stages"])
-    half = make_settings("best", num_iter=full.num_iter // 2)
-    for a, b in zip(full.each_stage().values(), half.each_stage().values(), strict=True):
-        assert b.num_iter == a.num_iter // 2
-    for number in (2, 3, 7, 361):
-        assert sum(s.num_iter for s in make_settings("best", num_iter=number).each_stage().values()) == number
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"), [({"num_iter": 1}, "num_iter"), ({"num_iter": 0}, "num_iter"), ({"mse_steps": 3}, "mse_steps")]
-)
-def test_what_a_preset_of_stages_refuses(changes, word):
-    with pytest.raises(UserError, match=word):
-        make_settings("best", **changes)
-
-
 def test_settings_survive_json():
     for name in PRESETS:
         fields = make_settings(name).as_dict()
@@ -72,23 +54,21 @@ def test_kernel_generator_starts_at_a_kernel():
     assert (net(z)[0, 0] - kernel).abs().max() < 1e-4
 
 
-def test_a_stage_starts_where_it_is_told(picture, monkeypatch, short_search):
+def test_the_check_starts_at_what_the_search_finds(picture, short_search):
     _, _, y = blurred(picture, 48, 5, 1)
-    # Another search finds nothing better.
-    monkeypatch.setattr("selfdeblur.vote.clearly_better", lambda y, kernel, other: False)
-    for doubt, sources in ((1e9, ["estimate", "check"]), (-1.0, ["check"])):
-        settings = make_settings("best", num_iter=6)
-        stages = [dict(stage) for stage in settings.stages]
-        stages[1]["doubt"] = doubt
-        run = finish(Run(y[None, None], (5, 5), make_settings("best", num_iter=6, stages=stages)))
-        assert list(run.stages) == ["check", "guided"]
-        assert torch.equal(run.kernel_starts, torch.stack([run.kernels[source] for source in sources]))
-        assert not torch.equal(run.kernels["estimate"], run.kernels["check"])
-        assert run.disagreement > 0
-        # The generator of the last stage sees the deconvolved images.
-        for channel, source in zip(run.fit.z_x[0], sources, strict=True):
-            assert torch.equal(channel, deconvolve(y, run.kernels[source]).clamp(0, 1))
-        assert run.fit.G_x.scales[0].down[0].in_channels == len(sources)
+    run = short_run("best", y, 5)
+    assert (run.stage, run.fit, run.steps_done) == ("", None, 0)
+    run.begin()
+    assert run.stage == FITTED
+    assert (run.fit.outputs()[1][0, 0] - run.kernels[ESTIMATE]).abs().max() < 1e-4
+    fit = run.fit
+    run.step()
+    assert run.fit is fit
+    # One that is known already is not searched for.
+    other = short_run("best", y, 5)
+    other.kernels[ESTIMATE] = torch.full((5, 5), 1 / 25)
+    other.begin()
+    assert (other.fit.outputs()[1] - 1 / 25).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -129,7 +109,28 @@ def test_a_run_ends_early_where_its_check_agrees_closely(picture, monkeypatch, a
     assert again.is_done
 
 
-def test_a_run_that_is_not_concluded_from_an_estimate_does_all_its_steps(picture):
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_a_fit_ends_where_it_has_come_to_the_noise(picture, monkeypatch, preset):
+    _, kernel, y = blurred(picture, 48, 5, 1)
+    residuals = iter([0.02, 0.012, 0.009, 0.008])
+    monkeypatch.setattr(Fit, "residual", lambda fit: next(residuals))
+    monkeypatch.setattr("selfdeblur.stages.noise_level", lambda y: 0.01)
+    monkeypatch.setattr(quality, "stands_alone", lambda y, kernel: False)
+    run = Run(y[None, None], (5, 5), make_settings(preset, num_iter=100))
+    run.kernels[ESTIMATE] = kernel
+    take_steps(run)
+    assert run.steps_done == 3 * LOOK_EVERY
+
+
+def test_the_residual_of_a_fit(picture):
+    _, kernel, y = blurred(picture, 48, 5, 1)
+    run = Run(y[None, None], (5, 5), make_settings("nonblind"), kernel=kernel[None, None])
+    x = run.fit.outputs()[0]
+    expected = (torch.nn.functional.conv2d(x, kernel[None, None]) - y).square().mean().sqrt()
+    assert run.fit.residual() == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_run_without_a_search_does_all_its_steps(picture):
     _, _, y = blurred(picture, 48, 5, 1)
     run = Run(y[None, None], (5, 5), make_settings(num_iter=2))
     run.step()
@@ -166,8 +167,6 @@ def voted(picture, monkeypatch):
         before = [kernel.clone() for kernel in handed_in]
         choice = vote(y, estimate, check, doubt=DOUBT, confirmed=confirmed, search_again=search_again)
         assert all(torch.equal(one, two) for one, two in zip(handed_in, before, strict=True))
-        for kernel, image in zip(choice.kernels, choice.images, strict=True):
-            assert torch.equal(image, deconvolved(y, kernel))
         assert len(calls) == (again is not None)
         assert choice.estimate is None or choice.estimate is again
         after = estimate if choice.estimate is None else choice.estimate
@@ -226,7 +225,7 @@ def whole_run(picture):
 
 
 @pytest.mark.parametrize(("preset", "stop"), [("fast", 1), ("fast", 3), ("fast", 4), ("fast", 5), ("best", 5)])
-def test_a_run_of_stages_resumes_bit_for_bit(whole_run, preset, stop, short_search):
+def test_a_run_with_a_search_resumes_bit_for_bit(whole_run, preset, stop, short_search):
     whole, states = whole_run(preset)
     again = short_run(preset, whole.y[0, 0], 5)
     again.load_state_dict(copy.deepcopy(states[stop]))
@@ -237,18 +236,28 @@ def test_a_run_of_stages_resumes_bit_for_bit(whole_run, preset, stop, short_sear
     assert whole.quality(whole.output()) == again.quality(again.output())
 
 
-def test_an_image_is_the_mean_of_two_stages(picture, short_search):
+@pytest.mark.parametrize("left", ["estimate and check", "check", "another search"])
+def test_the_image_of_the_network_has_a_share_where_its_kernel_has_one(picture, monkeypatch, short_search, left):
     _, _, y = blurred(picture, 48, 5, 1)
-    run = short_run("best", y, 5)
-    while run.stage == "" or run.fit.steps_done < run.fit.settings.num_iter:
-        run.step()
-    assert run.stage == "check"
-    first = run.result()[0]
-    run.step()
-    assert run.stage == "guided"
-    with torch.no_grad():
-        second = run.fit.G_x(run.fit.z_x)[0, 0, 2:-2, 2:-2]
-    assert torch.equal(run.result()[0], (first + second) / 2)
+    run = finish(short_run("best", y, 5))
+    x, check = (output[0, 0] for output in run.fit.outputs())
+    estimate = run.kernels[ESTIMATE]
+    new = estimate.flip(0)
+    kernels = {"estimate and check": (estimate, check), "check": (check,), "another search": (new,)}[left]
+
+    def voted(y, estimate, check, **_):
+        return Choice(tuple(check if k.equal(check) else k for k in kernels), 0.01, None, left)
+
+    monkeypatch.setattr("selfdeblur.stages.vote", voted)
+    monkeypatch.setattr(Run, "_against_networks", lambda *_: None)
+    output = run.output()
+    kernel = torch.stack(kernels).mean(0)
+    assert torch.equal(output.kernel, kernel)
+    deconvolved = deconvolve(y, kernel).clamp(0, 1)
+    share = 0 if left == "another search" else 1 / 3
+    assert torch.allclose(output.x, share * x + (1 - share) * deconvolved, atol=1e-6)
+    assert torch.equal(run.image_state(output)["other"], deconvolved)
+    assert float(run.image_state(output)["share"]) == pytest.approx(1 - share)
 
 
 @pytest.mark.parametrize("doubt", [1e9, -1.0])
@@ -297,10 +306,7 @@ def test_the_kernel_between_two_images(picture):
 
 def test_a_window_is_fitted_alone(picture, short_search):
     _, _, y = blurred(picture, 64, 5, 1)
-    settings = make_settings("fast", num_iter=6)
-    stages = [dict(stage) for stage in settings.stages]
-    stages[0]["window"] = 40
-    run = Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, stages=stages))
+    run = Run(y[None, None], (5, 5), make_settings("fast", num_iter=6, window=40))
     run.step()
     assert run.fit.y.shape == (1, 1, 40, 40)
     assert not run.fits_all_of_y
@@ -372,7 +378,7 @@ def test_known_failures_are_named(picture):
 
 
 @pytest.mark.parametrize("preset", ["fast", "best"])
-def test_the_models_of_a_run_of_stages_give_its_image_again(picture, tmp_path, capsys, preset, short_search):
+def test_the_models_of_a_run_with_a_search_give_its_image_again(picture, tmp_path, capsys, preset, short_search):
     _, _, y = blurred(picture, 56, 11, 2)
     (tmp_path / "data").mkdir()
     name = "im1_kernel5_img"

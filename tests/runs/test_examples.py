@@ -37,8 +37,7 @@ def cells(kind):
 def test_the_cells_of_the_notebook_run(monkeypatch, tmp_path, capsys, thin):
     """In order, in one namespace, with fewer steps."""
     text, changes = settings.PRESETS["fast"]
-    stages = tuple({**stage, "num_iter": 80} for stage in changes["stages"])
-    monkeypatch.setitem(settings.PRESETS, "fast", (text, {**changes, "stages": stages}))
+    monkeypatch.setitem(settings.PRESETS, "fast", (text, {**changes, "num_iter": 80}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
     names = {}
