@@ -87,8 +87,8 @@ class Settings:
         The fit sees only a square of y of at most this side, the one with the
         most structure: enough to find the kernel, which is the same everywhere.
     network_share : float
-        Share of G_x's image in that of the result, where its kernel has a part
-        in the result and no window was fitted: what a network and a
+        Share of G_x's image in that of the result, unless the vote leaves neither
+        estimate nor check, or a window was fitted: what a network and a
         deconvolution have wrong is only partly the same.
     noise_from : {"cpu", "cuda"}
         Which generator draws the noise of the steps. Inputs and networks are
@@ -200,8 +200,9 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "fast": (
         "no part of the paper: a classical estimate of the kernel, checked by a short fit of thin networks that starts "
-        "at it, and ends as soon as that can change nothing; the result is deconvolved with the estimate where the "
-        "check confirms it, with the mean of both kernels where they agree less closely, or with what a vote leaves",
+        "at it, and ends as soon as more steps would not help; the result is deconvolved with the estimate where the "
+        "check confirms it, with the mean of both kernels where they agree less closely, or with what a vote leaves; "
+        "of a small picture, the image of the network is a part of it",
         {
             **CHECK,
             "num_iter": 320,
@@ -209,17 +210,18 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "channels": (16, 32, 32, 32),
             "window": 320,
             "confirmed": CONFIRMED,
+            "network_share": 0.15,
         },
     ),
     "best": (
         "no part of the paper: as fast, with a check by wider networks, in more steps and on all of the image, whose "
-        "kernel always has a part in the result and whose image makes a third of it",
+        "kernel always has a part in the result, and whose image makes a quarter of it",
         {
             **CHECK,
             "num_iter": 560,
             "milestones": (500,),
             "channels": (64,) * 5,
-            "network_share": 1 / 3,
+            "network_share": 0.25,
         },
     ),
 }

@@ -4,6 +4,7 @@ The method of the paper is the fit alone. Which of it all a run has is said by i
 """
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -44,17 +45,17 @@ class Output:
         Sharp image on the padded grid, range 0 to 1.
     kernel : tensor (h, w)
         Sum 1, correlation sense.
-    other : tensor (H + h - 1, W + w - 1) or None
-        The deconvolved image that is in x besides that of G_x.
+    deconvolved : tensor (H + h - 1, W + w - 1) or None
+        y deconvolved with the kernel, which may leave the range 0 to 1, where that is in x besides the image of G_x.
     share : float
-        Share of ``other`` in x; the rest is G_x's.
+        Its share in x; the rest is G_x's.
     handed_back : str or None
         Why image and kernel are those of the estimate, and not of the networks.
     """
 
     x: Tensor
     kernel: Tensor
-    other: Tensor | None = None
+    deconvolved: Tensor | None = None
     share: float = 0.0
     handed_back: str | None = None
 
@@ -217,23 +218,24 @@ class Run:
             search_again=lambda: self._search(searches=SEARCHES_AGAIN),
         )
         kernel = torch.stack(choice.kernels).mean(0)
+        fitted = choice.estimate is None or any(one is check for one in choice.kernels)
         estimate = self.kernels[ESTIMATE] if choice.estimate is None else choice.estimate
         reason = self._against_networks(kernel, estimate)
         self.kernels = {ESTIMATE: estimate, FITTED: check}
         self.disagreement, self.vote = choice.disagreement, choice.reason
         if reason:
             return self._deconvolved(estimate, reason)
-        output = self._deconvolved(kernel)
+        output = self._deconvolved(kernel, image=choice.images[0] if len(choice.images) == 1 else None)
         share = settings.network_share
-        if not share or not self.fits_all_of_y or not any(one is check for one in choice.kernels):
+        if not share or not fitted or not self.fits_all_of_y:
             return output
-        return Output(share * x + (1 - share) * output.x, kernel, output.x, 1 - share)
+        return dataclasses.replace(output, x=share * x + (1 - share) * output.x, share=1 - share)
 
-    def _deconvolved(self, kernel, handed_back=None):
-        """The output whose image is y deconvolved with a kernel, and no part of it a network's."""
+    def _deconvolved(self, kernel, handed_back=None, image=None):
+        """The output whose image is y deconvolved with a kernel: ``image``, where that is known already."""
         y = self.y[0, 0]
-        image = deconvolve(y, kernel).clamp(0, 1).to(y)
-        return Output(image, kernel, image, 1.0, handed_back)
+        image = deconvolve(y, kernel).to(y) if image is None else image.to(y)
+        return Output(image.clamp(0, 1), kernel, image, 1.0, handed_back)
 
     def _stands_alone(self, estimate):
         """Why the estimate is taken whatever a fit finds; None if networks may improve it."""
@@ -270,6 +272,7 @@ class Run:
             None if lights else self.disagreement,
             lights=lights,
             searched=ESTIMATE in self.kernels,
+            image=output.deconvolved,
         )
         decided = {"vote": self.vote, "handed_back": output.handed_back}
         return measures | {name: reason for name, reason in decided.items() if reason is not None}
@@ -280,15 +283,15 @@ class Run:
         Besides the parameters, where the image is not G_x's alone, the other part of it as ``other`` and its ``share``.
         """
         state = self.fit.G_x.state_dict()
-        if output.other is not None:  # of which the image of a network that saw a window of y is no part
-            state["other"], state["share"] = output.other, torch.tensor(output.share)
+        if output.deconvolved is not None:  # of which the image of a network that saw a window of y is no part
+            state["other"], state["share"] = output.deconvolved.clamp(0, 1), torch.tensor(output.share)
         return state
 
     def kernel_state(self, output):
         """The state of a G_k that gives the kernel of an output, or None where the kernel is known."""
         if self.kernel is not None:
             return None
-        if output.other is None:
+        if output.deconvolved is None:
             return self.fit.G_k.state_dict()
         generator = copy.deepcopy(self.fit.G_k)
         generator.start_at(self.fit.z_k, output.kernel)

@@ -19,6 +19,8 @@ class Choice:
     ----------
     kernels : tuple of tensor (h, w)
         One or two kernels to go on with.
+    images : tuple of tensor (H + h - 1, W + w - 1)
+        The blurry image deconvolved with each of them.
     disagreement : float
         `selfdeblur.classical.quality.disagreement` of the two opinions that are left.
     estimate : tensor (h, w) or None
@@ -28,6 +30,7 @@ class Choice:
     """
 
     kernels: tuple[Tensor, ...]
+    images: tuple[Tensor, ...]
     disagreement: float
     estimate: Tensor | None
     reason: str
@@ -97,8 +100,8 @@ def vote(
         return disagreement(y, one.image, two.image, check.shape)
 
     def choice(opinions, left, reason, new=None):
-        kernels = tuple(opinion.kernel for opinion in opinions)
-        return Choice(kernels, left, None if new is None else new.kernel, reason)
+        kernels, images = zip(*opinions, strict=True)
+        return Choice(kernels, images, left, None if new is None else new.kernel, reason)
 
     old, fitted = opinion(estimate), opinion(check)
     apart = differ(old, fitted)

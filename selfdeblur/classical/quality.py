@@ -52,7 +52,7 @@ MOST_ASTRAY, SCALES_OF_TRIAL = 0.085, 5
 LITTLE_OF_A_LIGHT = 1e-3
 
 
-def assess(y, x, kernel, disagreed=None, *, lights=False, searched=False):
+def assess(y, x, kernel, disagreed=None, *, lights=False, searched=False, image=None):
     """Look for the ways in which blind deconvolution is known to fail.
 
     Parameters
@@ -71,6 +71,8 @@ def assess(y, x, kernel, disagreed=None, *, lights=False, searched=False):
     searched : bool
         Whether the kernel comes from a search, which is to stand a trial then, see `astray`. That of a kernel of a
         simple form, or of trails of lights, says nothing.
+    image : tensor (H + h - 1, W + w - 1), optional
+        What `selfdeblur.classical.deconvolve` makes of y with the kernel, if that is there.
 
     Returns
     -------
@@ -89,7 +91,7 @@ def assess(y, x, kernel, disagreed=None, *, lights=False, searched=False):
         bright = (x >= 1).to(x)
         error = error[blur(bright[None, None], kernel[None, None])[0, 0] < LITTLE_OF_A_LIGHT]
     shortfall, falls_short = shortfall_of(y, kernel)
-    image = deconvolve(y, kernel)
+    image = deconvolve(y, kernel) if image is None else image
     measures = {
         "kernel_extent": extent(kernel),
         "kernel_spread": torch.special.entr(kernel).sum().exp() / kernel.numel(),

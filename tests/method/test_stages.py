@@ -167,6 +167,8 @@ def voted(picture, monkeypatch):
         before = [kernel.clone() for kernel in handed_in]
         choice = vote(y, estimate, check, doubt=DOUBT, confirmed=confirmed, search_again=search_again)
         assert all(torch.equal(one, two) for one, two in zip(handed_in, before, strict=True))
+        for kernel, image in zip(choice.kernels, choice.images, strict=True):
+            assert torch.equal(image, deconvolved(y, kernel))
         assert len(calls) == (again is not None)
         assert choice.estimate is None or choice.estimate is again
         after = estimate if choice.estimate is None else choice.estimate
@@ -236,27 +238,31 @@ def test_a_run_with_a_search_resumes_bit_for_bit(whole_run, preset, stop, short_
     assert whole.quality(whole.output()) == again.quality(again.output())
 
 
-@pytest.mark.parametrize("left", ["estimate and check", "check", "another search"])
-def test_the_image_of_the_network_has_a_share_where_its_kernel_has_one(picture, monkeypatch, short_search, left):
+@pytest.mark.parametrize("left", ["estimate", "estimate and check", "check", "another search", "another and check"])
+def test_the_image_of_the_network_has_a_share_unless_another_search_is_left_alone(
+    picture, monkeypatch, short_search, left
+):
     _, _, y = blurred(picture, 48, 5, 1)
     run = finish(short_run("best", y, 5))
     x, check = (output[0, 0] for output in run.fit.outputs())
     estimate = run.kernels[ESTIMATE]
     new = estimate.flip(0)
-    kernels = {"estimate and check": (estimate, check), "check": (check,), "another search": (new,)}[left]
+    names = {"estimate": estimate, "check": check, "another": new}
 
     def voted(y, estimate, check, **_):
-        return Choice(tuple(check if k.equal(check) else k for k in kernels), 0.01, None, left)
+        kernels = tuple(check if name == "check" else k for name, k in names.items() if name in left)
+        images = tuple(deconvolve(y, k) for k in kernels)
+        return Choice(kernels, images, 0.01, new if "another" in left else None, left)
 
     monkeypatch.setattr("selfdeblur.stages.vote", voted)
     monkeypatch.setattr(Run, "_against_networks", lambda *_: None)
     output = run.output()
-    kernel = torch.stack(kernels).mean(0)
-    assert torch.equal(output.kernel, kernel)
-    deconvolved = deconvolve(y, kernel).clamp(0, 1)
-    share = 0 if left == "another search" else 1 / 3
-    assert torch.allclose(output.x, share * x + (1 - share) * deconvolved, atol=1e-6)
-    assert torch.equal(run.image_state(output)["other"], deconvolved)
+    kernel = torch.stack([k for name, k in names.items() if name in left]).mean(0)
+    assert torch.allclose(output.kernel, kernel, atol=1e-6)
+    deconvolved = deconvolve(y, output.kernel).clamp(0, 1)
+    share = 0 if left == "another search" else run.settings.network_share
+    assert torch.allclose(output.x, share * x + (1 - share) * deconvolved, atol=1e-5)
+    assert torch.allclose(run.image_state(output)["other"], deconvolved, atol=1e-5)
     assert float(run.image_state(output)["share"]) == pytest.approx(1 - share)
 
 
@@ -269,11 +275,14 @@ def test_a_run_ends_with_the_mean_of_kernels_deconvolved(picture, monkeypatch, s
     check = run.fit.G_k(run.fit.z_k)[0, 0].detach()
     kernel = (run.kernels["estimate"] + check) / 2 if doubt > 0 else check
     assert torch.allclose(run.result()[1], kernel, atol=1e-7)
-    expected = deconvolve(y, run.output().kernel).clamp(0, 1)
-    assert torch.equal(run.result()[0], expected[3:-3, 3:-3])
+    deconvolved = deconvolve(y, run.output().kernel).clamp(0, 1)
+    share = run.settings.network_share
+    assert 0 < share < 0.5
+    expected = share * run.fit.outputs()[0][0, 0] + (1 - share) * deconvolved
+    assert torch.allclose(run.result()[0], expected[3:-3, 3:-3], atol=1e-5)
     state = run.image_state(run.output())
-    assert torch.equal(state["other"], expected)
-    assert float(state["share"]) == 1
+    assert torch.allclose(state["other"], deconvolved, atol=1e-5)
+    assert float(state["share"]) == pytest.approx(1 - share)
 
 
 @pytest.mark.parametrize("why", ["energy", "noise", None])
