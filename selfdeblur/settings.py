@@ -142,6 +142,8 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise UserError(f"{name}: {value!r} is not a number of at least 0")
+        if not 0 <= self.network_share <= 1:
+            raise UserError(f"network_share: {self.network_share!r} is not a number from 0 to 1")
         if self.noise_from not in NOISE_FROM:
             raise UserError(f"noise_from: {self.noise_from!r} is unknown; there are {', '.join(NOISE_FROM)}")
         if self.precision not in PRECISIONS:

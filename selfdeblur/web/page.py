@@ -288,7 +288,7 @@ class _Page:
             while not work.ended(LOOK):
                 if visit.stopped and not work.killed and not work.news.get("fitted"):
                     work.stop()  # it was pressed before the process was there
-                line = _progress(work.news, time.monotonic() - begun, work.silent())
+                line = _progress(work.news, time.monotonic() - begun)
                 changes = {} if line == said else {self.state: line}
                 said = line
                 if work.news.get("after") != shown:
@@ -337,8 +337,8 @@ def _problem(error):
     return f'<p class="error" role="alert">{html.escape(plain(str(error)))}</p>'
 
 
-def _progress(news, seconds, silent):
-    """Bar and words for what was told of a run, which has been silent for so many seconds."""
+def _progress(news, seconds):
+    """Bar and words for what was told of a run."""
     words = f"{seconds // 60:.0f}:{seconds % 60:02.0f} so far"
     if not news:
         return f"<progress></progress>{_line(f'Reading the picture and searching for the kernel, {words}')}"
@@ -353,8 +353,6 @@ def _progress(news, seconds, silent):
         value = f' value="{news["step"]}" max="{news["steps"]}"'
         if news["step"] == news["steps"]:
             stage += "; finishing"
-        elif silent > max(3, 5 * news["seconds"] / news["step"]):
-            stage += "; searching for the kernel between two fits"
         elif not news.get("stopping"):
             words += f", {about(news['left'])} left"
     return f"<progress{value}></progress>{_line(f'{stage[0].upper()}{stage[1:]}; {words}')}"

@@ -38,7 +38,6 @@ class Work:
 
     def __init__(self, function, *arguments):
         self.news, self.result, self.error, self.killed = {}, None, None, False
-        self.heard = time.monotonic()
         context = context_of_work()
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_start, args=(other, function, arguments), daemon=True)
@@ -51,7 +50,6 @@ class Work:
             while self.connection.poll(wait):
                 kind, content = self.connection.recv()
                 wait = 0
-                self.heard = time.monotonic()
                 if kind == "told":
                     self.news |= content
                 else:
@@ -61,10 +59,6 @@ class Work:
             self.error = "the run broke off; the memory may not have sufficed"
             return True
         return False
-
-    def silent(self):
-        """Seconds since anything was told."""
-        return time.monotonic() - self.heard
 
     def wait(self):
         """What the function returns; a `UserError` where it fails."""

@@ -260,6 +260,7 @@ def test_luminance_is_replaced_and_chroma_kept():
         ({"preset": "nonblind", "kernel": np.zeros((5, 5))}, "sums to 0"),
         ({"preset": "nonblind", "kernel": -np.ones((5, 5))}, "negative"),
         ({"tv_weight": float("nan")}, "tv_weight"),
+        ({"network_share": 1.5}, "network_share"),
         ({"device": "abacus"}, "device"),
     ],
 )
