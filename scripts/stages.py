@@ -28,7 +28,7 @@ def main():
         y = read_image(path).astype(np.float32)
         truth = read_image(path.parent / "gt" / f"{path.stem.split('_')[0]}.png")
     settings = make_settings("fast")
-    steps = {"check": settings.num_iter}
+    steps = settings.num_iter
     run = start(y, LEVIN.kernel_size(path.stem), settings, device="cpu")
     images = {}
 
@@ -55,13 +55,13 @@ def drawing(y, truth, x, kernel, images, kernels, steps):
     parts += panel(columns[0], middle, y, None, "blurry image y")
     texts = {
         "search": "sparse gradients, from coarse to fine, many starts",
-        "check": f"{steps['check']} steps of two thin networks, from the kernel of the search",
+        "check": f"up to {steps} steps of two thin networks, from the kernel of the search",
         "vote": "the search's kernel if the check confirms it, else the mean",
     }
     parts += panel(columns[1], middle, None, kernels["estimate"], "search", texts["search"])
     parts += panel(columns[2], middle, images["check"], kernels["check"], "check", texts["check"])
     parts += panel(columns[2], row + middle, None, kernel, "vote", texts["vote"])
-    parts += panel(columns[3], middle, x, None, "deconvolution", "y with that kernel: the result x")
+    parts += panel(columns[3], middle, x, None, "deconvolution", "y with that kernel, and 15 % of the check: the result x")
     parts += panel(columns[3], row + middle, truth, None, "for comparison", "the sharp image, seen by none")
     upper, lower = middle + half, row + middle + half
     left, right = (GAP + IMAGE) * 1 - GAP + 6, (GAP + IMAGE) * 1 - 6
