@@ -61,7 +61,7 @@ def drawing(y, truth, x, kernel, images, kernels, steps):
     parts += panel(columns[1], middle, None, kernels["estimate"], "search", texts["search"])
     parts += panel(columns[2], middle, images["check"], kernels["check"], "check", texts["check"])
     parts += panel(columns[2], row + middle, None, kernel, "vote", texts["vote"])
-    parts += panel(columns[3], middle, x, None, "deconvolution", "y with that kernel, and 15 % of the check: the result x")
+    parts += panel(columns[3], middle, x, None, "deconvolution", "y with that kernel, 15 % of the check: the result x")
     parts += panel(columns[3], row + middle, truth, None, "for comparison", "the sharp image, seen by none")
     upper, lower = middle + half, row + middle + half
     left, right = (GAP + IMAGE) * 1 - GAP + 6, (GAP + IMAGE) * 1 - 6
