@@ -88,8 +88,8 @@ class Settings:
         most structure: enough to find the kernel, which is the same everywhere.
     network_share : float
         Share of G_x's image in that of the result, unless the vote leaves neither
-        estimate nor check, or a window was fitted: what a network and a
-        deconvolution have wrong is only partly the same.
+        estimate nor check, a window was fitted, or the run ended early as both
+        agreed: what a network and a deconvolution have wrong is only partly the same.
     noise_from : {"cpu", "cuda"}
         Which generator draws the noise of the steps. Inputs and networks are
         always drawn on the CPU.

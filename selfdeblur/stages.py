@@ -227,7 +227,8 @@ class Run:
             return self._deconvolved(estimate, reason)
         output = self._deconvolved(kernel, image=choice.images[0] if len(choice.images) == 1 else None)
         share = settings.network_share
-        if not share or not fitted or not self.fits_all_of_y:
+        early = settings.confirmed and self.steps_done == LOOK_AFTER
+        if not share or early or not fitted or not self.fits_all_of_y:
             return output
         return dataclasses.replace(output, x=share * x + (1 - share) * output.x, share=1 - share)
 

@@ -103,6 +103,8 @@ def test_a_run_ends_early_where_its_check_agrees_closely(picture, monkeypatch, a
     assert run.steps_done == steps
     assert told[-1]["step"] == told[-1]["steps"] == steps
     assert told[-2]["steps"] == settings.num_iter
+    # So early the network has no image yet that could be a part of the result.
+    assert (run.output().share == 1) == (steps == LOOK_AFTER)
     # A run that goes on from here knows its end, too.
     again = Run(y[None, None], (5, 5), settings)
     again.load_state_dict(run.state_dict())
