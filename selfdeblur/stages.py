@@ -26,9 +26,8 @@ TRAILS = "trails of lights show the kernel"
 SIMPLE = "a disk, a Gaussian, a line or two points explain the blurry image"
 NOISY = "there is too much noise for a fit of networks"
 
-# After so many steps a run looks at its check; if that agrees with the estimate more closely than by this share of what
-# confirms it in the end, the run is done. Of 26 such runs 8 end so, which changes the result of one.
-LOOK_AFTER, EARLY_SHARE = 80, 2 / 3
+# After so many steps a run looks at what its check has come to, see `Settings.settled`.
+LOOK_AFTER = 80
 
 # So often a run with a search looks whether its fit has come to the noise of y, and ends there: from there on it would
 # fit the noise, and kernel and image become worse (the discrepancy principle).
@@ -173,13 +172,13 @@ class Run:
 
     def _is_settled(self):
         """Whether the fit may end after some of its steps."""
-        estimate, y, confirmed = self.kernels[ESTIMATE], self.y[0, 0], self.settings.confirmed
+        estimate, y, settled = self.kernels[ESTIMATE], self.y[0, 0], self.settings.settled
         if self.steps_done == 1:
             return self._stands_alone(estimate) is not None
-        if self.steps_done == LOOK_AFTER and confirmed:
+        if self.steps_done == LOOK_AFTER and settled:
             check = self.fit.outputs()[1][0, 0]
             images = (deconvolve(y, kernel) for kernel in (estimate, check))
-            if quality.disagreement(y, *images, check.shape) < EARLY_SHARE * confirmed:
+            if quality.disagreement(y, *images, check.shape) < settled:
                 return True
         return self.fit.residual() < noise_level(y)
 
@@ -227,7 +226,7 @@ class Run:
             return self._deconvolved(estimate, reason)
         output = self._deconvolved(kernel, image=choice.images[0] if len(choice.images) == 1 else None)
         share = settings.network_share
-        early = settings.confirmed and self.steps_done == LOOK_AFTER
+        early = settings.settled and self.steps_done == LOOK_AFTER
         if not share or early or not fitted or not self.fits_all_of_y:
             return output
         return dataclasses.replace(output, x=share * x + (1 - share) * output.x, share=1 - share)

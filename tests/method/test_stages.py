@@ -90,11 +90,11 @@ def test_a_run_ends_after_a_step_where_its_estimate_stands_alone(picture, monkey
         assert torch.equal(output.x, deconvolve(y, kernel).clamp(0, 1))
 
 
-@pytest.mark.parametrize(("apart", "steps"), [(0.5, LOOK_AFTER), (0.9, LOOK_AFTER + 3)])
+@pytest.mark.parametrize(("apart", "steps"), [(0.8, LOOK_AFTER), (1.2, LOOK_AFTER + 3)])
 def test_a_run_ends_early_where_its_check_agrees_closely(picture, monkeypatch, apart, steps):
     _, kernel, y = blurred(picture, 48, 5, 1)
     settings = make_settings("fast", num_iter=LOOK_AFTER + 3)
-    monkeypatch.setattr(quality, "disagreement", lambda *_: apart * settings.confirmed)
+    monkeypatch.setattr(quality, "disagreement", lambda *_: apart * settings.settled)
     monkeypatch.setattr(quality, "stands_alone", lambda y, kernel: False)
     run = Run(y[None, None], (5, 5), settings)
     run.kernels["estimate"] = kernel
