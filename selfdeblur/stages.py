@@ -319,6 +319,7 @@ class Run:
     def state_dict(self):
         """All that `load_state_dict` needs to go on as if there had been no interruption."""
         return {
+            "steps_done": self.steps_done,
             "fit": self.fit.state_dict(),
             "kernels": {name: kernel.cpu() for name, kernel in self.kernels.items()},
             "disagreement": self.disagreement,

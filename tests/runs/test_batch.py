@@ -112,7 +112,7 @@ def test_a_signal_leaves_a_checkpoint_of_each(data, tmp_path, monkeypatch, fixed
         at_step(patch, 5, send)
         assert levin(data, tmp_path, *OPTIONS, "--batch", 3) == 130
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"stopped by {number.name}")
-    done = {n: read_torch(tmp_path / f"{n}_checkpoint.pth")["run"]["fit"]["steps_done"] for n in NAMES[:3]}
+    done = {n: read_torch(tmp_path / f"{n}_checkpoint.pth")["run"]["steps_done"] for n in NAMES[:3]}
     # On fixed buffers the step is ended first.
     assert list(done.values()) == ([6, 6, 5] if fixed else [6, 5, 5])
     assert not (tmp_path / f"{NAMES[3]}_checkpoint.pth").exists()

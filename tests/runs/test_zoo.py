@@ -220,7 +220,7 @@ def test_a_row_has_the_stages_of_the_preset(monkeypatch, thin):
 
     monkeypatch.setattr(zoo, "estimate_kernel", known)
     monkeypatch.setattr("selfdeblur.stages.estimate_kernel", known)
-    found = zoo.measure(problem, "fast", num_iter=3)
+    found = zoo.measure(problem, "fast", num_iter=3, network_share=0.0)
     assert found["estimate"] == pytest.approx(found["true"], abs=0.01)
     assert found["estimate_similarity"] == pytest.approx(1, abs=1e-4)
     stages = dict(stage.split() for stage in found["stages"].split("; "))
