@@ -28,24 +28,18 @@ def main():
         y = read_image(path).astype(np.float32)
         truth = read_image(path.parent / "gt" / f"{path.stem.split('_')[0]}.png")
     settings = make_settings("fast")
-    steps = settings.num_iter
     run = start(y, LEVIN.kernel_size(path.stem), settings, device="cpu")
-    images = {}
-
-    def keep(told):
-        if run.is_done:
-            images[run.stage] = centre(run.fit.outputs()[0], run.kernel_size)[0, 0].detach().numpy()
-
-    take_steps(run, keep)
+    take_steps(run)
     output = run.output()
+    checked = centre(run.fit.outputs()[0], run.kernel_size)[0, 0].numpy()
     kernels = {name: kernel.numpy() for name, kernel in run.kernels.items()}
     TARGET.parent.mkdir(exist_ok=True)
-    text = drawing(y, truth, output.image.numpy(), output.kernel.numpy(), images, kernels, steps)
+    text = drawing(y, truth, output, checked, kernels, settings.num_iter)
     TARGET.write_text(text, encoding="utf-8")
     print(f"{TARGET}: {run.vote}; {run.quality(output)}")
 
 
-def drawing(y, truth, x, kernel, images, kernels, steps):
+def drawing(y, truth, output, checked, kernels, steps):
     """The figure as the text of an SVG."""
     half = IMAGE // 2
     columns = [(GAP + IMAGE) * i for i in range(4)]
@@ -57,11 +51,14 @@ def drawing(y, truth, x, kernel, images, kernels, steps):
         "search": "sparse gradients, from coarse to fine, many starts",
         "check": f"up to {steps} steps of two thin networks, from the kernel of the search",
         "vote": "the search's kernel if the check confirms it, else the mean",
+        "deconvolution": "y with that kernel: the result x",
     }
+    if output.share < 1:
+        texts["deconvolution"] = f"y with that kernel, {1 - output.share:.0%} of the check: the result x"
     parts += panel(columns[1], middle, None, kernels["estimate"], "search", texts["search"])
-    parts += panel(columns[2], middle, images["check"], kernels["check"], "check", texts["check"])
-    parts += panel(columns[2], row + middle, None, kernel, "vote", texts["vote"])
-    parts += panel(columns[3], middle, x, None, "deconvolution", "y with that kernel, 15 % of the check: the result x")
+    parts += panel(columns[2], middle, checked, kernels["check"], "check", texts["check"])
+    parts += panel(columns[2], row + middle, None, output.kernel.numpy(), "vote", texts["vote"])
+    parts += panel(columns[3], middle, output.image.numpy(), None, "deconvolution", texts["deconvolution"])
     parts += panel(columns[3], row + middle, truth, None, "for comparison", "the sharp image, seen by none")
     upper, lower = middle + half, row + middle + half
     left, right = (GAP + IMAGE) * 1 - GAP + 6, (GAP + IMAGE) * 1 - 6

@@ -6,6 +6,7 @@ The method of the paper is the fit alone. Which of it all a run has is said by i
 import copy
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -180,7 +181,12 @@ class Run:
             images = (deconvolve(y, kernel) for kernel in (estimate, check))
             if quality.disagreement(y, *images, check.shape) < settled:
                 return True
-        return self.fit.residual() < noise_level(y)
+        return self.fit.residual() < self._noise
+
+    @cached_property
+    def _noise(self):
+        """The noise of y, which is asked for often."""
+        return noise_level(self.y[0, 0])
 
     def is_finite(self):
         """Whether the losses and all parameters are numbers."""
@@ -244,7 +250,7 @@ class Run:
             return TRAILS
         if quality.stands_alone(y, estimate):
             return SIMPLE
-        return NOISY if noise_level(y) > self.settings.most_noise else None
+        return NOISY if self._noise > self.settings.most_noise else None
 
     def _against_networks(self, kernel, estimate):
         """Why the estimate is to be taken instead of what the networks made of it; None if they may have improved it.
