@@ -105,7 +105,7 @@ class Run:
         self.losses = torch.zeros(settings.num_iter, dtype=y.dtype, device=y.device)
         self.kernels = {}
         self.disagreement = self.vote = self._conclusion = None
-        self._slowed, self._looks = 0, {}
+        self._slowed, self._looks, self._images = 0, {}, []
         self.fit = None if settings.searched else self._new_fit()
 
     @property
@@ -178,7 +178,7 @@ class Run:
             return self._stands_alone(estimate) is not None
         if self.steps_done == LOOK_AFTER and settled:
             check = self.fit.outputs()[1][0, 0]
-            images = (deconvolve(y, kernel) for kernel in (estimate, check))
+            images = (self._sharp(kernel) for kernel in (estimate, check))
             if quality.disagreement(y, *images, check.shape) < settled:
                 return True
         return self.fit.residual() < self._noise
@@ -220,6 +220,7 @@ class Run:
             check,
             doubt=settings.doubt,
             confirmed=settings.confirmed,
+            deconvolved=self._sharp,
             search_again=lambda: self._search(searches=SEARCHES_AGAIN),
         )
         kernel = torch.stack(choice.kernels).mean(0)
@@ -230,18 +231,26 @@ class Run:
         self.disagreement, self.vote = choice.disagreement, choice.reason
         if reason:
             return self._deconvolved(estimate, reason)
-        output = self._deconvolved(kernel, image=choice.images[0] if len(choice.images) == 1 else None)
+        output = self._deconvolved(kernel)
         share = settings.network_share
         early = settings.settled and self.steps_done == LOOK_AFTER
         if not share or early or not fitted or not self.fits_all_of_y:
             return output
         return dataclasses.replace(output, x=share * x + (1 - share) * output.x, share=1 - share)
 
-    def _deconvolved(self, kernel, handed_back=None, image=None):
-        """The output whose image is y deconvolved with a kernel: ``image``, where that is known already."""
-        y = self.y[0, 0]
-        image = deconvolve(y, kernel).to(y) if image is None else image.to(y)
+    def _deconvolved(self, kernel, handed_back=None):
+        """The output whose image is y deconvolved with a kernel."""
+        image = self._sharp(kernel).to(self.y)
         return Output(image.clamp(0, 1), kernel, image, 1.0, handed_back)
+
+    def _sharp(self, kernel):
+        """y deconvolved with a kernel. The latest images are kept: a look, the vote and the output ask for the same."""
+        for known, image in self._images:
+            if torch.equal(known, kernel):
+                return image
+        image = deconvolve(self.y[0, 0], kernel)
+        self._images = [*self._images[-2:], (kernel, image)]
+        return image
 
     def _stands_alone(self, estimate):
         """Why the estimate is taken whatever a fit finds; None if networks may improve it."""

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from selfdeblur.classical import deconvolve
 from selfdeblur.classical.judge import clearly_better
 from selfdeblur.classical.quality import disagreement
 
@@ -19,8 +18,6 @@ class Choice:
     ----------
     kernels : tuple of tensor (h, w)
         One or two kernels to go on with.
-    images : tuple of tensor (H + h - 1, W + w - 1)
-        The blurry image deconvolved with each of them.
     disagreement : float
         `selfdeblur.classical.quality.disagreement` of the two opinions that are left.
     estimate : tensor (h, w) or None
@@ -30,7 +27,6 @@ class Choice:
     """
 
     kernels: tuple[Tensor, ...]
-    images: tuple[Tensor, ...]
     disagreement: float
     estimate: Tensor | None
     reason: str
@@ -50,6 +46,7 @@ def vote(
     *,
     doubt: float,
     confirmed: float = 0.0,
+    deconvolved: Callable[[Tensor], Tensor],
     search_again: Callable[[], Tensor],
 ) -> Choice:
     """Choose the kernels to go on with. Nothing that is handed in is changed.
@@ -84,6 +81,8 @@ def vote(
         Kernels in correlation sense: of the search, and of the fit that started at it.
     doubt, confirmed : float
         See above.
+    deconvolved : callable
+        Gives y deconvolved with a kernel, a tensor (H + h - 1, W + w - 1).
     search_again : callable
         Gives the kernel (h, w) of another search, of the type and device of
         y; called at most once.
@@ -94,14 +93,14 @@ def vote(
     """
 
     def opinion(kernel):
-        return _Opinion(kernel, deconvolve(y, kernel))
+        return _Opinion(kernel, deconvolved(kernel))
 
     def differ(one, two):
         return disagreement(y, one.image, two.image, check.shape)
 
     def choice(opinions, left, reason, new=None):
-        kernels, images = zip(*opinions, strict=True)
-        return Choice(kernels, images, left, None if new is None else new.kernel, reason)
+        kernels = tuple(opinion.kernel for opinion in opinions)
+        return Choice(kernels, left, None if new is None else new.kernel, reason)
 
     old, fitted = opinion(estimate), opinion(check)
     apart = differ(old, fitted)

@@ -91,7 +91,7 @@ def deconvolve(
             weighted = [a * d for a, d in zip(weights, differences(v), strict=True)]
             return data + weight * differences_transposed(weighted)
 
-        x = conjugate_gradients(matrix, right_side, x, steps)
+        x, _ = conjugate_gradients(matrix, right_side, x, steps)
         weights = [
             s * d.abs().clamp(min=0.01) ** (exponent - 2)
             for d, s in zip(differences(x), DIFFERENCE_WEIGHTS, strict=True)
@@ -134,15 +134,16 @@ def fit_kernel(model, y, x, kernel, *, weight, steps):
     tensor (..., h, w)
     """
     x_spectrum = model.spectrum(x)
+    x_conjugate = x_spectrum.conj_physical()
 
     def matrix(k):
-        k_conjugate = model.spectrum(k)[..., None, :, :].conj()
-        return model.transpose_in_k(model.forward(x_spectrum, k_conjugate), x_spectrum) + weight * k
+        k_conjugate = model.spectrum(k)[..., None, :, :].conj_physical()
+        return model.transpose_in_k(model.forward(x_spectrum, k_conjugate), x_conjugate) + weight * k
 
     def norm(k):
         return k.square().sum((-2, -1), keepdim=True).sqrt()
 
-    right_side = model.transpose_in_k(model.masked(y), x_spectrum)
+    right_side = model.transpose_in_k(model.masked(y), x_conjugate)
     direction = kernel / norm(kernel)
     for _ in range(8):
         product = matrix(direction)

@@ -66,14 +66,21 @@ class FewGradients:
     def _few_gradients(self, x, data, power, weight, span, growth):
         for beta, least, going in _penalties(weight, span, growth, MOST):
             right, down = x.roll(-1, -1).sub_(x), x.roll(-1, -2).sub_(x)
-            strong = (right.square() + down.square() >= least).to(x.dtype)
+            strong = torch.addcmul(right.square(), down, down).ge_(least)
             right, down = right.mul_(strong), down.mul_(strong)
-            sparse = (right.roll(1, -1) - right).add_(down.roll(1, -2)).sub_(down)
-            spectrum = torch.fft.rfft2(sparse)
-            spectrum = torch.add(data, spectrum, alpha=beta) if isinstance(beta, float) else data + beta * spectrum
-            new = torch.fft.irfft2(spectrum.mul_((power + beta * self.laplacian).reciprocal_()), s=self.y.shape)
+            sparse = right.roll(1, -1).sub_(right).sub_(down)
+            sparse[..., 1:, :] += down[..., :-1, :]
+            sparse[..., :1, :] += down[..., -1:, :]
+            spectrum = _plus(data, torch.fft.rfft2(sparse), beta)
+            spectrum.mul_(_plus(power, self.laplacian, beta).reciprocal_())
+            new = torch.fft.irfft2(spectrum, s=self.y.shape)
             x = new if going is None else torch.where(going, new, x)
         return x
+
+
+def _plus(a, b, factor):
+    """a + factor * b, of which a tensor is one number for each kernel."""
+    return torch.add(a, b, alpha=factor) if isinstance(factor, float) else a + factor * b
 
 
 def _length(weight, growth, end):
@@ -119,7 +126,7 @@ def _extend_periodically(y, kernel_size):
         return 4 * v - v.roll(1, 0) - v.roll(-1, 0) - v.roll(1, 1) - v.roll(-1, 1)
 
     fixed = known * (1 - free)
-    filling = conjugate_gradients(
+    filling, _ = conjugate_gradients(
         lambda v: free * laplacian(free * v),
         -free * laplacian(fixed),
         known * free,

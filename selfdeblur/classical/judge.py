@@ -40,6 +40,10 @@ BLOCKINESS, SMALLEST_WITH_BLOCKS = 1.3, 64
 NOISE_OF_BLOCKS = 5e-3
 
 
+# Pixels, of the images of several kernels, that a CPU judges at a time: what its caches hold.
+AT_A_TIME = 1 << 17
+
+
 def clearly_better(y, kernel, other, *, share=CLEARLY_BETTER):
     """Whether a kernel (h, w) explains y (H, W) clearly better than another: with less than a share of its energy."""
     if extent(kernel) < POINT_EXTENT:
@@ -79,6 +83,12 @@ def summed_energies(y, kernels):
     return [energy for _, energy in badness(two_opinions(y, away_from_lights(y)), kernels)]
 
 
+def energies_in_turn(images, kernels):
+    """The energies of `badness` for kernels (n, h, w), one after the other as asked for; a GPU finds all at once."""
+    for some in kernels.split(len(kernels) if kernels.is_cuda else 1):
+        yield from (energy for _, energy in badness(images, some))
+
+
 def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
     """How badly a kernel explains the blurry image when all sharp images are weighed, not only the best one.
 
@@ -106,40 +116,55 @@ def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
         Lower is better; comparable among kernels of one size for one image.
     """
     y = torch.as_tensor(y, dtype=torch.float32)
-    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)[..., None, :, :]
+    kernel = torch.as_tensor(kernel, dtype=torch.float32, device=y.device)
+    some = max(AT_A_TIME // y.numel(), 1)
+    if y.device.type == "cpu" and kernel.dim() == 3 and len(kernel) > some:
+        parts = (free_energy(y, part, away=away, rounds=rounds, steps=steps) for part in kernel.split(some))
+        return torch.cat(list(parts))
     # White noise of y has twice its variance in the gradients, four times at their finest detail. Were not even that
     # allowed for, a kernel near to a point, which leaves such detail in the image, would explain y best.
     of_y = noise_of_detail(y) ** 2
     noise = max(1e-5 + 2 * of_y, 4 * of_y)
-    y = gradients(y)
-    blur = Correlation(y.shape[-2:], kernel.shape[-2:], of_gradients(away))
+    y = torch.complex(*gradients(y))
+    mask = of_gradients(away)
+    blur = Correlation(y.shape, kernel.shape[-2:], None if mask is None else mask[0], pairs=True)
     k_spectrum = blur.spectrum(kernel)
-    k_conjugate = k_spectrum.conj_physical()
-    y, ones = blur.masked(y), blur.masked(torch.ones_like(y[:1]))
-    precision = blur.transpose_in_x(ones, blur.spectrum(kernel**2)).clamp(min=1e-8) / noise
-    right_side = blur.transpose_in_x(y, k_spectrum) / noise
+    k_conjugate, k_weighted = k_spectrum.conj_physical(), k_spectrum / noise
+    y, ones = blur.masked(y), blur.masked(torch.ones_like(y.real))
+    precision = blur.transpose_in_x(ones, blur.spectrum(kernel**2)).real[..., None].clamp(min=1e-8) / noise
+    right_side = torch.view_as_real(blur.transpose_in_x(y, k_weighted))
     x = torch.zeros_like(right_side)
     (top, left) = (n // 2 for n in kernel.shape[-2:])
-    x[..., top : top + y.shape[1], left : left + y.shape[2]] = y
-    variance = y.square().mean().clamp(min=1e-10).expand_as(x).contiguous()
+    x[..., top : top + y.shape[0], left : left + y.shape[1], :] = torch.view_as_real(y)
+    variance = torch.view_as_real(y).square().mean().clamp(min=1e-10).expand_as(x).contiguous()
 
-    def once_more(x, variance, *, beyond):
-        spread = 1 / (precision + 1 / variance)
+    def blurred(x):
+        return blur.forward(blur.spectrum(torch.view_as_complex(x)), k_conjugate)
+
+    def of_data(x):
+        return torch.view_as_real(blur.transpose_in_x(blurred(x), k_weighted))
+
+    def once_more(x, variance, left, *, beyond):
+        of_prior = 1 / variance
+        spread = 1 / (precision + of_prior)
 
         def matrix(v):
-            return blur.transpose_in_x(blur.forward(blur.spectrum(v), k_conjugate), k_spectrum) / noise + v / variance
+            return torch.addcmul(of_data(v), v, of_prior)
 
-        x = conjugate_gradients(matrix, right_side, x, steps, scaling=spread, dims=3)
+        x, residual = conjugate_gradients(
+            matrix, right_side, x, steps, spread, 3, residual=torch.addcmul(left, x, of_prior, value=-1)
+        )
         renewed = (x**2 + spread).clamp(min=1e-10)
         if beyond:
             renewed = (variance * (renewed / variance) ** 1.8).clamp(min=1e-10)
-        return x, renewed, spread
+        return x, renewed, torch.addcmul(residual, x, of_prior), spread
 
+    left = right_side - of_data(x)
     with Recorded(once_more) as renew:
         for number in range(rounds):
             # To go beyond what the rule gives brings 14 rounds as far as 40; the last two, by the rule, give a bound.
-            x, variance, spread = renew(x, variance, beyond=number < rounds - 2)
-    error = (y - blur.forward(blur.spectrum(x), k_conjugate)).square().sum((-3, -2, -1)) / noise
+            x, variance, left, spread = renew(x, variance, left, beyond=number < rounds - 2)
+    error = torch.view_as_real(y - blurred(x)).square().sum((-3, -2, -1)) / noise
     return error + (x**2 / variance + (variance / spread).log()).sum((-3, -2, -1))
 
 

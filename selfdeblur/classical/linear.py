@@ -13,21 +13,23 @@ class Correlation:
     """Valid correlation y = k ⊗ x of images (..., h, w) to (..., H, W), and its transposes, by FFT.
 
     ``mask``, a tensor that goes with (..., H, W), is 0 at the pixels of y that are left out, and 1 elsewhere; y itself
-    is to be multiplied by it where it is handed to a transpose.
+    is to be multiplied by it where it is handed to a transpose. With ``pairs`` all images are complex, each two real
+    ones that share the kernel: so one transform does for both.
     """
 
-    def __init__(self, blurry_size, kernel_size, mask=None):
-        self.mask = mask
+    def __init__(self, blurry_size, kernel_size, mask=None, *, pairs=False):
+        self.mask, self.pairs = mask, pairs
         self.blurry_size, self.kernel_size = tuple(blurry_size), tuple(kernel_size)
         self.sharp_size = tuple(n + k - 1 for n, k in zip(self.blurry_size, self.kernel_size, strict=True))
         self.fft_size = tuple(fast_length(n) for n in self.sharp_size)
 
     def spectrum(self, a):
         """Fourier transform of images or kernels, padded to one size."""
-        return torch.fft.rfft2(a, s=self.fft_size)
+        return (torch.fft.fft2 if self.pairs else torch.fft.rfft2)(a, s=self.fft_size)
 
     def _crop(self, spectrum, size):
-        return torch.fft.irfft2(spectrum, s=self.fft_size)[..., : size[0], : size[1]]
+        back = torch.fft.ifft2 if self.pairs else torch.fft.irfft2
+        return back(spectrum, s=self.fft_size)[..., : size[0], : size[1]]
 
     def forward(self, x_spectrum, k_conjugate):
         """y = k ⊗ x, and 0 where the mask is 0; of the kernel it takes the conjugate of the spectrum."""
@@ -42,9 +44,9 @@ class Correlation:
         """What `forward` with a fixed kernel becomes when it is transposed: (H, W) to (h, w)."""
         return self._crop(self.spectrum(y) * k_spectrum, self.sharp_size)
 
-    def transpose_in_k(self, y, x_spectrum):
+    def transpose_in_k(self, y, x_conjugate):
         """What `forward` of C images by one kernel becomes when it is transposed: (..., C, H, W) to (..., h, w)."""
-        return self._crop((x_spectrum * self.spectrum(y).conj()).sum(-3), self.kernel_size)
+        return self._crop((x_conjugate * self.spectrum(y)).sum(-3).conj_physical(), self.kernel_size)
 
 
 def gradients(x):
@@ -66,12 +68,18 @@ def differences(x):
 def differences_transposed(d):
     """What `differences` becomes when it is transposed: five arrays to an image (H, W)."""
     right, down, right_twice, down_twice, both = d
-    result = F.pad(right, (1, 0)) - F.pad(right, (0, 1)) + F.pad(down, (0, 0, 1, 0)) - F.pad(down, (0, 0, 0, 1))
-    result += F.pad(right_twice, (2, 0)) - 2 * F.pad(right_twice, (1, 1)) + F.pad(right_twice, (0, 2))
-    result += F.pad(down_twice, (0, 0, 2, 0)) - 2 * F.pad(down_twice, (0, 0, 1, 1)) + F.pad(down_twice, (0, 0, 0, 2))
-    result += (
-        F.pad(both, (1, 0, 1, 0)) - F.pad(both, (0, 1, 1, 0)) - F.pad(both, (1, 0, 0, 1)) + F.pad(both, (0, 1, 0, 1))
-    )
+    result = F.pad(right, (1, 0))
+    result[:, :-1] -= right
+    result[1:] += down
+    result[:-1] -= down
+    for places, twice in ((result, right_twice), (result.T, down_twice.T)):
+        places[:, 2:] += twice
+        places[:, 1:-1].sub_(twice, alpha=2)
+        places[:, :-2] += twice
+    result[1:, 1:] += both
+    result[1:, :-1] -= both
+    result[:-1, 1:] -= both
+    result[:-1, :-1] += both
     return result
 
 
@@ -93,8 +101,10 @@ def smooth(x, sigma):
         return F.conv2d(F.conv2d(x[None, None], taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[0, 0]
 
 
-def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2, *, at_a_time=1):
+def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2, *, residual=None, at_a_time=1):
     """Solve matrix(x) = right_side from x on; ``scaling`` is the inverse of the matrix's diagonal, if known.
+
+    Returns x and the residual, right_side - matrix(x), which may be handed in if it is known for the x to begin with.
 
     Each problem is one tensor of the last ``dims`` dimensions, on its own. On a CPU there are fewer steps where all are
     solved; a GPU would have to be waited for. With more than one step ``at_a_time``, of which ``steps`` is a multiple,
@@ -109,10 +119,11 @@ def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2, *, at
         going = power > enough
         product = matrix(direction)
         length = torch.where(going, power / inner(direction, product), 0)
-        x, residual = x + length * direction, residual - length * product
+        x = torch.addcmul(x, length, direction)
+        residual = torch.addcmul(residual, length, product, value=-1)
         scaled = scaling * residual
         new_power = inner(residual, scaled)
-        direction = scaled + torch.where(going, new_power / power, 0) * direction
+        direction = torch.addcmul(scaled, torch.where(going, new_power / power, 0), direction)
         return x, residual, direction, new_power
 
     def several(*state):
@@ -120,7 +131,7 @@ def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2, *, at
             state = step(*state)
         return state
 
-    residual = right_side - matrix(x)
+    residual = right_side - matrix(x) if residual is None else residual
     direction = scaling * residual
     state = x, residual, direction, inner(residual, direction)
     enough = 1e-10 * inner(right_side, scaling * right_side)
@@ -130,7 +141,7 @@ def conjugate_gradients(matrix, right_side, x, steps, scaling=1.0, dims=2, *, at
             if may_wait and not (state[-1] > enough).any():
                 break
             state = several(*state) if at_a_time > 1 else step(*state)
-    return state[0]
+    return state[:2]
 
 
 def to_simplex(v):

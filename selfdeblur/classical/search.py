@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from selfdeblur.classical.clipped import away_from_lights, of_gradients, shrunk
 from selfdeblur.classical.deconvolution import fit_kernel, refine_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level, quantile
-from selfdeblur.classical.judge import badness, free_energy, judged_window, noise_level, summed_energies, two_opinions
+from selfdeblur.classical.judge import badness, energies_in_turn, judged_window, noise_level, two_opinions
 from selfdeblur.classical.kernels import camera_shake_kernel, centred, odd, similarity
 from selfdeblur.classical.linear import Correlation, gradients, shrink
 from selfdeblur.classical.recorded import Recorded
@@ -132,8 +132,8 @@ def estimate_kernel(
     starts : int
         Kernels that each setting starts from.
     powers : sequence of float
-        Of the best kernel, after `refine_kernel` on all of y unless that has much noise, raised to each of these
-        powers, that of least `free_energy` is taken. Entries that are too faint to matter are left out, the rest is
+        The best kernel, after `refine_kernel` on all of y unless that has much noise, is raised to these powers, one
+        after the other while its `free_energy` falls. Entries that are too faint to matter are left out, the rest is
         refined once more, and so are they again.
     progress : callable, optional
         As in `coarse_to_fine_kernels`. Where it ends the search, the best kernel so far is returned as it is.
@@ -162,9 +162,7 @@ def estimate_kernel(
     quiet = noise_level(y) <= MOST_NOISE_REFINED
     if quiet:
         kernel = refine_kernel(y, kernel)
-    lifted = torch.stack([kernel**power for power in powers])
-    lifted /= lifted.sum((1, 2), keepdim=True)
-    kernel = _cleared(part, lifted[free_energy(part, lifted, away=away_from_lights(part)).argmin()])
+    kernel = _cleared(part, _lifted(part, kernel, powers))
     if quiet:
         kernel = _cleared(part, refine_kernel(y, kernel, within=_grown(kernel > 0)))
     simple = simple_kernel(y, kernel)
@@ -181,12 +179,29 @@ def _grown(inside):
     return F.max_pool2d(inside.float()[None, None], 3, stride=1, padding=1)[0, 0] > 0
 
 
+def _lifted(y, kernel, powers):
+    """A kernel (h, w) raised to the first of these powers after which its energy in y (H, W) does not fall further."""
+    lifted = torch.stack([kernel**power for power in powers])
+    lifted /= lifted.sum((1, 2), keepdim=True)
+    least = math.inf
+    for number, energy in enumerate(energies_in_turn([(y, away_from_lights(y))], lifted)):
+        if energy >= least:
+            break
+        least, kernel = energy, lifted[number]
+    return kernel
+
+
 def _cleared(y, kernel):
     """A kernel (h, w) without its faint entries, as many as it takes to make a difference to its energy in y (H, W)."""
     cleared = torch.stack([kernel.where(kernel >= share * kernel.max(), 0) for share in (0, *FAINT)])
     cleared /= cleared.sum((1, 2), keepdim=True)
-    energies = summed_energies(y, cleared)
-    return cleared[max(n for n, energy in enumerate(energies) if energy <= (1 + NO_DIFFERENCE) * energies[0])]
+    most = math.inf
+    for number, energy in enumerate(energies_in_turn(two_opinions(y, away_from_lights(y)), cleared)):
+        if energy > most:
+            break
+        most = most if number else (1 + NO_DIFFERENCE) * energy
+        kernel = cleared[number]
+    return kernel
 
 
 def coarse_to_fine_kernels(

@@ -71,6 +71,11 @@ class Spectrum:
         waves = [wave(n * angle) for n in HARMONICS for wave in (torch.cos, torch.sin)]
         terms = [torch.ones_like(frequency), frequency, frequency.square()]
         self.terms = torch.stack(terms + [wave * factor for wave in waves for factor in terms[:2]])
+        # Products (n, m) of each two terms, and where in a matrix of all terms these belong.
+        first, second = torch.triu_indices(len(self.terms), len(self.terms), device=y.device)
+        self.products = torch.stack([self.terms[i] * self.terms[j] for i, j in zip(first, second, strict=True)], 1)
+        self.places = torch.zeros(len(self.terms), len(self.terms), dtype=torch.long, device=y.device)
+        self.places[first, second] = self.places[second, first] = torch.arange(len(first), device=y.device)
         self.noise = max(noise, ROUNDING) ** 2
         self.enough = len(self.power) >= FEWEST
 
@@ -88,7 +93,8 @@ class Spectrum:
         places = self.used.nonzero()[::every]
         some.used = torch.zeros_like(self.used)
         some.used[places[:, 0], places[:, 1]] = True
-        some.power, some.terms = self.power[::every], self.terms[:, ::every]
+        some.power, some.products = self.power[::every].contiguous(), self.products[::every].contiguous()
+        some.terms = self.terms[:, ::every].contiguous()
         return some
 
     def shortfall(self, kernel):
@@ -136,8 +142,7 @@ class Spectrum:
             model = sharp + self.noise
             ratio, share = self.power / model, sharp / model
             slope = share * ((DEGREES + 2) / 4 * ratio / (1 + ratio / 2) - 1)
-            weighted = share[:, None] * self.terms
-            matrix = weighted @ weighted.mT
+            matrix = (share.square() @ self.products)[:, self.places]
             ridge = RIDGE * matrix.diagonal(dim1=1, dim2=2).mean(1) + 1e-9
             matrix = INFORMATION * matrix + ridge[:, None, None] * torch.eye(len(self.terms)).to(matrix)
             step = torch.linalg.solve_ex(matrix, (slope @ self.terms.T)[..., None]).result[..., 0]

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from common import blurred, similarity
 from scipy.signal import correlate
 from skimage import data
@@ -145,6 +146,71 @@ def test_several_kernels_at_once_are_as_each_alone():
         assert torch.allclose(fit(kernels, near_background), alone, atol=1e-10)
     energies = [float(free_energy(y, kernel)) for kernel in kernels]
     assert free_energy(y, kernels).tolist() == pytest.approx(energies, rel=1e-4)
+
+
+def plain_free_energy(y, kernel, away, rounds, steps):
+    """The bound that `free_energy` gives, by direct correlation in float64, one kernel at a time."""
+    of_y = judge.noise_of_detail(y) ** 2
+    noise = max(1e-5 + 2 * of_y, 4 * of_y)
+    y, kernel = linear.gradients(y.double())[:, None], kernel.double()[None, None]
+    counts = (away[:-1, :-1] & away[:-1, 1:] & away[1:, :-1]).double()
+
+    def blurred_by(kernel, x):
+        return counts * F.conv2d(x, kernel)
+
+    def transposed(kernel, y):
+        return F.conv_transpose2d(counts * y, kernel)
+
+    precision = transposed(kernel**2, torch.ones_like(y)).clamp(min=1e-8) / noise
+    (top, left), right_side = (n // 2 for n in kernel.shape[2:]), transposed(kernel, y) / noise
+    x = torch.zeros_like(right_side)
+    x[..., top : top + y.shape[2], left : left + y.shape[3]] = counts * y
+    variance = (counts * y).square().mean().expand_as(x)
+    for number in range(rounds):
+        spread = 1 / (precision + 1 / variance)
+
+        def matrix(v, variance=variance):
+            return transposed(kernel, blurred_by(kernel, v)) / noise + v / variance
+
+        residual = right_side - matrix(x)
+        direction = scaled = spread * residual
+        for _ in range(steps):
+            product = matrix(direction)
+            power = (residual * scaled).sum()
+            length = power / (direction * product).sum()
+            x, residual = x + length * direction, residual - length * product
+            scaled = spread * residual
+            direction = scaled + (residual * scaled).sum() / power * direction
+        renewed = x**2 + spread
+        variance = variance * (renewed / variance) ** 1.8 if number < rounds - 2 else renewed
+    error = (counts * y - blurred_by(kernel, x)).square().sum() / noise
+    return float(error + (x**2 / variance + (variance / spread).log()).sum())
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_the_free_energy_is_that_of_the_plain_form(left_out):
+    _, kernel, y = blurred("camera", 60, 7, 5)
+    y, kernels = torch.from_numpy(y).float(), torch.stack([torch.from_numpy(kernel), torch.full((7, 7), 1 / 49)])
+    away = torch.ones(60, 60, dtype=torch.bool)
+    away[20:25, 30:36] = not left_out
+    found = free_energy(y, kernels, away=away if left_out else None)
+    plain = [plain_free_energy(y, kernel, away, 14, 7) for kernel in kernels]
+    assert found.tolist() == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_kernel_is_lifted_while_its_energy_falls(monkeypatch):
+    kernel = torch.tensor([[0.1, 0.2, 0.7]])
+    asked = []
+
+    def energies(images, kernels):
+        for energy in (3.0, 2.0, 2.5, 1.0):
+            asked.append(energy)
+            yield energy
+
+    monkeypatch.setattr(search, "energies_in_turn", energies)
+    lifted = search._lifted(torch.rand(8, 8), kernel, (1.0, 0.9, 0.8, 0.7))
+    assert torch.equal(lifted, kernel**0.9 / (kernel**0.9).sum())
+    assert asked == [3.0, 2.0, 2.5]
 
 
 @pytest.mark.parametrize("size", [(5, 5), (3, 5), (1, 5), (1, 1), (9, 7)])
