@@ -39,7 +39,7 @@ def shrunk(away, size):
 
 
 def of_gradients(away):
-    """Of which `linear.gradients` all pixels are away from lights: (1, H - 1, W - 1), 1 or 0; None stays None."""
+    """Of which `linear.gradients` all pixels are away from lights: (H - 1, W - 1), 1 or 0; None stays None."""
     if away is None:
         return None
-    return (away[:-1, :-1] & away[:-1, 1:] & away[1:, :-1])[None].to(torch.float32)
+    return (away[:-1, :-1] & away[:-1, 1:] & away[1:, :-1]).to(torch.float32)

@@ -18,7 +18,7 @@ from selfdeblur.classical.linear import (
     conjugate_gradients,
     differences,
     differences_transposed,
-    gradients,
+    gradient_pairs,
     to_simplex,
 )
 from selfdeblur.classical.recorded import Recorded
@@ -119,10 +119,10 @@ def fit_kernel(model, y, x, kernel, *, weight, steps):
     Parameters
     ----------
     model : Correlation
-        Sizes of the forward model, and what of y is left out.
-    y : tensor (C, H, W)
-        Blurry images (here: gradients) that share the kernel.
-    x : tensor (..., C, H + h - 1, W + w - 1)
+        Sizes of the forward model, of pairs of images, and what of y is left out.
+    y : complex tensor (H, W)
+        Two blurry images (here: the gradients) that share the kernel.
+    x : complex tensor (..., H + h - 1, W + w - 1)
         Their sharp images.
     kernel : tensor (..., h, w)
         Where to start.
@@ -137,7 +137,7 @@ def fit_kernel(model, y, x, kernel, *, weight, steps):
     x_conjugate = x_spectrum.conj_physical()
 
     def matrix(k):
-        k_conjugate = model.spectrum(k)[..., None, :, :].conj_physical()
+        k_conjugate = model.spectrum(k).conj_physical()
         return model.transpose_in_k(model.forward(x_spectrum, k_conjugate), x_conjugate) + weight * k
 
     def norm(k):
@@ -202,7 +202,7 @@ def kernel_between(y, x, kernel, *, kernel_weight=0.2, steps=20):
     made, its errors are of no one kernel's making, and less weight will do than in `refine_kernel`.
     """
     mask = of_gradients(away_from_lights(y))
-    y = gradients(y)
-    model = Correlation(y.shape[-2:], kernel.shape, mask)
-    weight = kernel_weight * model.masked(y).square().sum()
-    return fit_kernel(model, y, gradients(x), kernel, weight=weight, steps=steps)
+    y = gradient_pairs(y)
+    model = Correlation(y.shape, kernel.shape, mask, pairs=True)
+    weight = kernel_weight * model.masked(y).abs().square().sum()
+    return fit_kernel(model, y, gradient_pairs(x), kernel, weight=weight, steps=steps)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from selfdeblur.classical.clipped import away_from_lights, of_gradients
-from selfdeblur.classical.linear import Correlation, conjugate_gradients, gradients, smooth
+from selfdeblur.classical.linear import Correlation, conjugate_gradients, gradient_pairs, gradients, smooth
 from selfdeblur.classical.recorded import Recorded
 
 # A kernel of less `extent` is next to a point: it explains any image and deblurs nothing. Camera shakes have 0.13 to
@@ -125,9 +125,8 @@ def free_energy(y, kernel, *, away=None, rounds=14, steps=7):
     # allowed for, a kernel near to a point, which leaves such detail in the image, would explain y best.
     of_y = noise_of_detail(y) ** 2
     noise = max(1e-5 + 2 * of_y, 4 * of_y)
-    y = torch.complex(*gradients(y))
-    mask = of_gradients(away)
-    blur = Correlation(y.shape, kernel.shape[-2:], None if mask is None else mask[0], pairs=True)
+    y = gradient_pairs(y)
+    blur = Correlation(y.shape, kernel.shape[-2:], of_gradients(away), pairs=True)
     k_spectrum = blur.spectrum(kernel)
     k_conjugate, k_weighted = k_spectrum.conj_physical(), k_spectrum / noise
     y, ones = blur.masked(y), blur.masked(torch.ones_like(y.real))

@@ -45,13 +45,21 @@ class Correlation:
         return self._crop(self.spectrum(y) * k_spectrum, self.sharp_size)
 
     def transpose_in_k(self, y, x_conjugate):
-        """What `forward` of C images by one kernel becomes when it is transposed: (..., C, H, W) to (..., h, w)."""
-        return self._crop((x_conjugate * self.spectrum(y)).sum(-3).conj_physical(), self.kernel_size)
+        """What `forward` of fixed pairs of images becomes when it is transposed: pairs (H, W) to kernels (h, w)."""
+        h, w = self.kernel_size
+        # Backwards would be the inverse transform of the conjugate.
+        return torch.fft.fft2(x_conjugate * self.spectrum(y), norm="forward").real[..., :h, :w]
 
 
 def gradients(x):
     """Forward differences to the right and down, (..., H, W) to (..., 2, H - 1, W - 1)."""
     return torch.stack([x[..., :-1, 1:] - x[..., :-1, :-1], x[..., 1:, :-1] - x[..., :-1, :-1]], -3)
+
+
+def gradient_pairs(x):
+    """The same as real and imaginary part of one image: (..., H, W) to complex (..., H - 1, W - 1)."""
+    here = x[..., :-1, :-1]
+    return torch.complex(x[..., :-1, 1:] - here, x[..., 1:, :-1] - here)
 
 
 def differences(x):

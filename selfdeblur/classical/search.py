@@ -25,7 +25,7 @@ from selfdeblur.classical.deconvolution import fit_kernel, refine_kernel
 from selfdeblur.classical.few_gradients import FewGradients, background_level, quantile
 from selfdeblur.classical.judge import badness, energies_in_turn, judged_window, noise_level, two_opinions
 from selfdeblur.classical.kernels import camera_shake_kernel, centred, odd, similarity
-from selfdeblur.classical.linear import Correlation, gradients, shrink
+from selfdeblur.classical.linear import Correlation, gradient_pairs, gradients, shrink
 from selfdeblur.classical.recorded import Recorded
 from selfdeblur.classical.simple import simple_kernel
 from selfdeblur.classical.trails import kernel_of_trails
@@ -334,8 +334,8 @@ class _SearchScale:
         self.y, self.kernel_size = y, kernel_size
         self.effort = FINE_EFFORT if level < 2 else COARSE_EFFORT
         self.judged = [(y, away)] if level else two_opinions(y, away)
-        self.gradients = gradients(y)
-        self.model = Correlation(self.gradients.shape[-2:], kernel_size, of_gradients(away))
+        self.gradients = gradient_pairs(y)
+        self.model = Correlation(self.gradients.shape, kernel_size, of_gradients(away), pairs=True)
         self.sharp = FewGradients(y, kernel_size, level_of_background)
         self.together = worked_on_together(y.device)
         self.at_a_time = max((PIXELS_ON_A_GPU if self.together else PIXELS_AT_A_TIME) // y.numel(), 1)
@@ -409,7 +409,7 @@ class _SearchScale:
     def _refitted(self, kernels, x, weight):
         """The kernels that explain y best with sharp images x (n, H + h - 1, W + w - 1)."""
         steps = self.effort.kernel_steps
-        return fit_kernel(self.model, self.gradients, gradients(x), kernels, weight=weight, steps=steps)
+        return fit_kernel(self.model, self.gradients, gradient_pairs(x), kernels, weight=weight, steps=steps)
 
 
 class _Task(NamedTuple):

@@ -134,11 +134,11 @@ def test_kernels_of_a_setting_that_are_equal_but_for_a_shift_count_once():
 def test_several_kernels_at_once_are_as_each_alone():
     _, kernel, y = blurred("camera", 60, 7, 5)
     y, kernels = torch.from_numpy(y), torch.stack([torch.from_numpy(kernel), torch.full((7, 7), 1 / 49).double()])
-    sharp, y_gradients = FewGradients(y, (7, 7), 0.2), linear.gradients(y)
-    model = linear.Correlation(y_gradients.shape[-2:], (7, 7))
+    sharp, y_gradients = FewGradients(y, (7, 7), 0.2), linear.gradient_pairs(y)
+    model = linear.Correlation(y_gradients.shape, (7, 7), pairs=True)
 
     def fit(kernels, near_background):
-        x = linear.gradients(sharp(kernels, 4e-3, near_background))
+        x = linear.gradient_pairs(sharp(kernels, 4e-3, near_background))
         return deconvolution.fit_kernel(model, y_gradients, x, kernels, weight=1.0, steps=20)
 
     for near_background in (False, True):
