@@ -47,7 +47,7 @@ class Correlation:
     def transpose_in_k(self, y, x_conjugate):
         """What `forward` of fixed pairs of images becomes when it is transposed: pairs (H, W) to kernels (h, w)."""
         h, w = self.kernel_size
-        # Backwards would be the inverse transform of the conjugate.
+        # The real part of the inverse transform of the conjugate, by a forward one.
         return torch.fft.fft2(x_conjugate * self.spectrum(y), norm="forward").real[..., :h, :w]
 
 
