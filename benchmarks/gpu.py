@@ -8,7 +8,7 @@
 5. levin: all 32 images of Levin, preset release, 5000 steps, eight side by side, in TF32.
 6. steps: one step as a CUDA graph at the sizes of Lai and Levin, alone and with eight images side by side, in each
    precision, and in its plain form; seconds and peak GPU memory.
-7. fast_lai: the 20 images of Lai, preset fast.
+7. fast_lai, best_lai: the 20 images of Lai, presets fast and best.
 
 Scores go into results/levin.csv and results/lai.csv, with the name of the card, as soon as an image is done.
 
@@ -219,10 +219,15 @@ class Task:
         return f"{self.benchmark.name}_{self.preset}_{self.precision}"
 
 
-def run_fast_levin(args, log, card, end):
-    """Preset fast on im1 and im2 of Levin."""
-    steps = args.num_iter if args.trial else None
-    deblur(args, log, card, end, Task(LEVIN, "fast", "float32", steps, "1", tuple(quality.subset("levin"))))
+def with_preset(benchmark, preset):
+    """The part that runs a preset on im1 and im2 of Levin or 20 images of Lai, one after the other."""
+
+    def part(args, log, card, end):
+        steps = args.num_iter if args.trial else None
+        task = Task(benchmark, preset, "float32", steps, "1", tuple(quality.subset(benchmark.name)))
+        deblur(args, log, card, end, task)
+
+    return part
 
 
 def run_lai(args, log, card, end):
@@ -236,20 +241,15 @@ def run_levin(args, log, card, end):
     deblur(args, log, card, end, Task(LEVIN, "release", args.precisions[-1], args.num_iter, args.batch))
 
 
-def run_fast_lai(args, log, card, end):
-    """Preset fast on 20 images of Lai."""
-    steps = args.num_iter if args.trial else None
-    deblur(args, log, card, end, Task(LAI, "fast", "float32", steps, "1", tuple(quality.subset("lai"))))
-
-
 PARTS = {
     "tests": run_tests,
     "split": measure_splits,
-    "fast_levin": run_fast_levin,
+    "fast_levin": with_preset(LEVIN, "fast"),
     "lai": run_lai,
     "levin": run_levin,
     "steps": measure_steps,
-    "fast_lai": run_fast_lai,
+    "fast_lai": with_preset(LAI, "fast"),
+    "best_lai": with_preset(LAI, "best"),
 }
 
 
