@@ -72,10 +72,11 @@ class Spectrum:
         terms = [torch.ones_like(frequency), frequency, frequency.square()]
         self.terms = torch.stack(terms + [wave * factor for wave in waves for factor in terms[:2]])
         # Products (n, m) of each two terms, and where in a matrix of all terms these belong.
-        first, second = torch.triu_indices(len(self.terms), len(self.terms), device=y.device)
-        self.products = torch.stack([self.terms[i] * self.terms[j] for i, j in zip(first, second, strict=True)], 1)
-        self.places = torch.zeros(len(self.terms), len(self.terms), dtype=torch.long, device=y.device)
-        self.places[first, second] = self.places[second, first] = torch.arange(len(first), device=y.device)
+        pairs = torch.triu_indices(len(self.terms), len(self.terms))
+        self.products = torch.stack([self.terms[i] * self.terms[j] for i, j in pairs.T.tolist()], 1)
+        places = torch.zeros(len(self.terms), len(self.terms), dtype=torch.long)
+        places[pairs[0], pairs[1]] = places[pairs[1], pairs[0]] = torch.arange(pairs.shape[1])
+        self.places = places.to(y.device)
         self.noise = max(noise, ROUNDING) ** 2
         self.enough = len(self.power) >= FEWEST
 
