@@ -33,7 +33,6 @@ from selfdeblur.colour import luminance, with_luminance
 from selfdeblur.errors import UserError
 from selfdeblur.forward import centre
 from selfdeblur.settings import PRESETS, QUICK, TV_WEIGHT_OF_NOISE, make_settings
-from selfdeblur.stages import ESTIMATE
 from selfdeblur.tiles import deconvolve_tiled
 
 # Presets that search for the kernel by classical means.
@@ -346,7 +345,7 @@ class _Task:
         run = start(y.cpu().numpy(), None if known is not None else self.size, settings, device=y.device, kernel=known)
         run.search_progress = self._searching
         if estimate is not None:
-            run.kernels[ESTIMATE] = estimate
+            run.estimate = estimate
         wanted = self.callback is not None or self.time_limit is not None
         try:
             take_steps(run, (lambda told: self._after_step(told, run)) if wanted else None)
@@ -358,8 +357,7 @@ class _Task:
             return None, self.found, None
         if self.stopped and settings.searched:
             # A fit of some steps has no image yet; the kernel that it started at is the best so far.
-            found = run.kernels.get(ESTIMATE)
-            return None, (run.output().kernel if found is None else found).to(y), None
+            return None, (run.output().kernel if run.estimate is None else run.estimate).to(y), None
         output = run.output()
         return output.image.to(y), output.kernel.to(y), run.quality(output)
 

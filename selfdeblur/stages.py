@@ -87,8 +87,7 @@ class Run:
     losses : tensor (num_iter,)
         The objective at each step done so far.
     kernels : dict of str to tensor (h, w)
-        What was found so far of ESTIMATE and FITTED. An estimate that is put here before the first step is not
-        searched for.
+        What was found so far of ESTIMATE and FITTED.
     disagreement : float or None
         `selfdeblur.classical.quality.disagreement` of the two kernels that the vote left.
     vote : str or None
@@ -121,6 +120,15 @@ class Run:
         return self.fit.steps_done if self.fit else 0
 
     @property
+    def estimate(self):
+        """The kernel (h, w) of the search, None before it; where one is set before the first step, it is taken."""
+        return self.kernels.get(ESTIMATE)
+
+    @estimate.setter
+    def estimate(self, kernel):
+        self.kernels[ESTIMATE] = kernel
+
+    @property
     def slowed(self):
         """How often the learning rates were halved besides the milestones."""
         return self._slowed
@@ -138,9 +146,9 @@ class Run:
         """
         if self.fit is not None:
             return
-        if ESTIMATE not in self.kernels:
-            self.kernels[ESTIMATE] = self._search()
-        self.fit = self._new_fit(self.kernels[ESTIMATE])
+        if self.estimate is None:
+            self.estimate = self._search()
+        self.fit = self._new_fit(self.estimate)
         self.fit.slowed = self._slowed
 
     def step(self):
@@ -173,7 +181,7 @@ class Run:
 
     def _is_settled(self):
         """Whether the fit may end after some of its steps."""
-        estimate, y, settled = self.kernels[ESTIMATE], self.y[0, 0], self.settings.settled
+        estimate, y, settled = self.estimate, self.y[0, 0], self.settings.settled
         if self.steps_done == 1:
             return self._stands_alone(estimate) is not None
         if self.steps_done == LOOK_AFTER and settled:
@@ -216,7 +224,7 @@ class Run:
         x, check = (output[0, 0] for output in self.fit.outputs())
         choice = vote(
             self.y[0, 0],
-            self.kernels[ESTIMATE],
+            self.estimate,
             check,
             doubt=settings.doubt,
             confirmed=settings.confirmed,
@@ -225,7 +233,7 @@ class Run:
         )
         kernel = torch.stack(choice.kernels).mean(0)
         fitted = choice.estimate is None or any(one is check for one in choice.kernels)
-        estimate = self.kernels[ESTIMATE] if choice.estimate is None else choice.estimate
+        estimate = self.estimate if choice.estimate is None else choice.estimate
         reason = self._against_networks(kernel, estimate)
         self.kernels = {ESTIMATE: estimate, FITTED: check}
         self.disagreement, self.vote = choice.disagreement, choice.reason
@@ -286,7 +294,7 @@ class Run:
             output.kernel,
             None if lights else self.disagreement,
             lights=lights,
-            searched=ESTIMATE in self.kernels,
+            searched=self.estimate is not None,
             image=output.deconvolved,
         )
         decided = {"vote": self.vote, "handed_back": output.handed_back}
