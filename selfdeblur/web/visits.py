@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import shutil
 import tempfile
 import threading
@@ -79,9 +80,10 @@ class Work:
             self.kill()
 
     def kill(self):
-        """End it at once."""
+        """End it at once; afterwards it writes nothing more."""
         self.killed = True
         self.process.kill()
+        multiprocessing.connection.wait([self.process.sentinel], 5)
 
     def close(self):
         """End it and give back what it held."""
