@@ -188,7 +188,6 @@ CHECK = {
     "searched": True,
     "doubt": DOUBT,
     "confirmed": CONFIRMED,
-    "passes": 0.8,
     "most_noise": 0.02,
 }
 
@@ -220,6 +219,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "channels": (16, 32, 32, 32),
             "window": 320,
             "settled": SETTLED,
+            "passes": 0.8,
             "network_share": 0.15,
         },
     ),

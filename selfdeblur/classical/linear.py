@@ -58,8 +58,7 @@ def gradients(x):
 
 def gradient_pairs(x):
     """The same as real and imaginary part of one image: (..., H, W) to complex (..., H - 1, W - 1)."""
-    here = x[..., :-1, :-1]
-    return torch.complex(x[..., :-1, 1:] - here, x[..., 1:, :-1] - here)
+    return torch.complex(*gradients(x).unbind(-3))
 
 
 def differences(x):
