@@ -128,7 +128,8 @@ def test_sharp_images_of_costs_that_differ_are_those_of_each_cost(problem, near_
     found = sharp(kernels, torch.tensor(costs)[:, None, None], near_background, spans)
     for image, one, cost in zip(found, kernels, costs, strict=True):
         difference = (image - sharp(one, cost, near_background)).abs()
-        # Where a gradient is next to its threshold, rounding decides, and one pixel may be off by 0.01.
+        # Where a gradient is next to its threshold, rounding decides, and pixels near it may be off by 0.01.
+        assert difference.median() < 1e-4
         assert difference.mean() < 2e-4
 
 
